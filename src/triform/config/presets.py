@@ -50,8 +50,8 @@ def preset(name: str) -> Model:
         raise ValueError(f"no preset is named {name!r}{hint} (`triform presets` lists all)")
     document = documents[name]
     if "base" in document:
-        return cast(Model, with_overrides(Model, preset(document["base"]), document.get("set", {})))
-    return cast(Model, from_dict(Model, document))
+        return with_overrides(Model, preset(document["base"]), document.get("set", {}))
+    return cast(Model, from_dict(Model, {k: v for k, v in document.items() if k != "source"}))
 
 
 def source(name: str) -> str | None:
@@ -74,7 +74,7 @@ def read(path: str | Path) -> Model:
     if isinstance(data, dict) and "base" in data:
         if unknown := data.keys() - {"base", "set", "source", "name"}:
             raise ValueError(f"{file}: expected the keys base and set, got {', '.join(sorted(unknown))}")
-        return cast(Model, with_overrides(Model, resolve(data["base"]), data.get("set", {})))
+        return with_overrides(Model, resolve(data["base"]), data.get("set", {}))
     try:
         return cast(Model, from_dict(Model, data))
     except ValueError as error:

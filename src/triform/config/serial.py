@@ -51,6 +51,9 @@ def to_dict(value: Any, *, defaults: bool = False, hint: Any = None) -> Any:
     return value
 
 
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
 def _name(hint: Any) -> str:
     names = []
     for member in _members(hint):
@@ -63,7 +66,7 @@ def _name(hint: Any) -> str:
         elif is_dataclass(member):
             names.append(f"a {cast(type, member).__name__}")
         else:
-            names.append({int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(member, str(member)))
+            names.append(_PLAIN.get(member, str(member)))
     return " or ".join(names)
 
 
@@ -135,7 +138,8 @@ def _set(data: Any, path: str, value: Any) -> None:
         done = ".".join(map(str, steps[: depth + 1]))
         here = _enter(here, step, done)
         if here is None:
-            raise ValueError(f"{done}: expected a part to set {'.'.join(map(str, steps[depth + 1 :]))} in, got nothing; set {done} as a whole")
+            rest = ".".join(map(str, steps[depth + 1 :]))
+            raise ValueError(f"{done}: expected a part to set {rest} in, got nothing; set {done} as a whole")
     last = steps[-1]
     if isinstance(here, list):
         _enter(here, last, path)
