@@ -1,0 +1,15 @@
+"""The core: one attention, one block, one stack, one Transformer."""
+
+from .attention import Attention, Trace
+from .cache import Cache
+from .feedforward import Experts, FeedForward, Routing
+from .init import initialize
+from .loss import IGNORE, linear_cross_entropy
+from .mask import Layout
+from .model import Aux, DualEncoder, Output, Transformer, build
+from .stack import Block, Stack
+
+__all__ = [
+    "IGNORE", "Attention", "Aux", "Block", "Cache", "DualEncoder", "Experts", "FeedForward", "Layout", "Output", "Routing", "Stack",
+    "Trace", "Transformer", "build", "initialize", "linear_cross_entropy",
+]  # fmt: skip

@@ -1,0 +1,146 @@
+"""Keys and values kept between passes. The caller owns a cache and hands it in; no module keeps one.
+
+Shapes: B batch, H key-value heads, S keys so far, T new tokens, W width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from triform import config
+
+
+class Growing:
+    """Keys and values (B, H, S, W) of one attention, one concatenation a pass."""
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T keys and values; returns all that the new queries may look at."""
+        if self.key is not None and self.value is not None:
+            key, value = torch.cat((self.key, key), dim=2), torch.cat((self.value, value), dim=2)
+        self.key, self.value = key, value
+        return key, value
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep the batch rows (B',) named, in that order."""
+        if self.key is not None and self.value is not None:
+            self.key, self.value = self.key[rows], self.value[rows]
+
+
+class Preallocated(Growing):
+    """The same in a buffer of `capacity` tokens taken at the first pass, so that a step copies only what is new."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens and {end} are needed; make it with a larger capacity")
+        if self.key is None or self.value is None:
+            self.key = key.new_empty(*key.shape[:2], self.capacity, key.shape[3])
+            self.value = value.new_empty(*value.shape[:2], self.capacity, value.shape[3])
+        self.key[:, :, self.length : end] = key
+        self.value[:, :, self.length : end] = value
+        self.length = end
+        return self.key[:, :, :end], self.value[:, :, :end]
+
+
+class Windowed(Growing):
+    """The same for a sliding window: keeps the last `window - 1` tokens, all that the next token can see besides itself."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = super().append(key, value)
+        if (first := key.shape[2] - (self.window - 1)) > 0:
+            self.key, self.value = key[:, :, first:].clone(), value[:, :, first:].clone()
+        return key, value
+
+
+class Cache:
+    """What generation carries from pass to pass: a store per layer, and which slots hold tokens.
+
+    Make one with `Cache.growing`, or `Cache.preallocated` when the longest length is
+    known. In both, a layer with a sliding window keeps no more than its window unless
+    `windowed=False`. Rows of a batch are padded on the left when windows are kept.
+    """
+
+    def __init__(self, layers: list[Growing], crosses: list[Growing], windowed: bool) -> None:
+        self.layers, self.crosses, self.windowed = layers, crosses, windowed
+        self.length = 0
+        self.count: Tensor | None = None  # (B, 1) tokens so far, padding left out; None: `length` in every row
+        self.seen: Tensor | None = None  # (B, length) False where padding; None: nowhere
+        self.positions: Tensor | None = None  # (B, length); None: 0, 1, 2, ...
+        self.memory_mask: Tensor | None = None  # of the encoder's output that the crosses hold
+        self.has_memory = False
+
+    @classmethod
+    def growing(cls, model: config.Transformer, *, windowed: bool = True) -> Cache:
+        """An empty cache that grows by concatenation."""
+        return cls._make(model, None, windowed)
+
+    @classmethod
+    def preallocated(cls, model: config.Transformer, capacity: int, *, windowed: bool = True) -> Cache:
+        """An empty cache whose layers take room for `capacity` tokens a row at once."""
+        if capacity < 1:
+            raise ValueError(f"capacity: expected at least one token, got {capacity}")
+        return cls._make(model, capacity, windowed)
+
+    @classmethod
+    def _make(cls, model: config.Transformer, capacity: int | None, windowed: bool) -> Cache:
+        stack = model.decoder
+        if stack is None:
+            raise ValueError("a cache is for models with a decoder, and this one has none")
+        layers: list[Growing] = []
+        for index in range(stack.depth):
+            window = stack.block(index).attention.window
+            if window is not None and windowed:
+                layers.append(Windowed(window))
+            else:
+                layers.append(Growing() if capacity is None else Preallocated(capacity))
+        return cls(layers, [Growing() for _ in range(stack.depth)], windowed)
+
+    def extend(self, batch: int, new: int, mask: Tensor | None, device: torch.device) -> Tensor:
+        """Make room for `new` slots and return their positions (B or 1, T), which count seen tokens only."""
+        if mask is None and self.seen is None:
+            self.length += new
+            return torch.arange(self.length - new, self.length, device=device)[None]
+        mask = torch.ones(batch, new, dtype=torch.bool, device=device) if mask is None else mask.bool()
+        if self.windowed and any(isinstance(s, Windowed) for s in self.layers) and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+            raise ValueError("a windowed cache needs rows padded on the left; pad so, or make the cache with windowed=False")
+        if self.seen is None or self.positions is None or self.count is None:
+            self.seen = torch.ones(batch, self.length, dtype=torch.bool, device=device)
+            self.positions = torch.arange(self.length, device=device).expand(batch, -1)
+            self.count = torch.full((batch, 1), self.length, device=device)
+        at = (self.count + mask.long().cumsum(1) - 1).clamp(min=0)
+        self.seen = torch.cat((self.seen, mask), dim=1)
+        self.positions = torch.cat((self.positions, at), dim=1)
+        self.count = self.count + mask.sum(1, keepdim=True)
+        self.length += new
+        return at
+
+    def keys(self, window: int | None, new: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Positions (B or 1, S) and what is seen (B, S) of the keys that a layer with this window returns."""
+        kept = self.length
+        if window is not None and self.windowed:
+            kept = min(self.length - new, window - 1) + new
+        if self.seen is None or self.positions is None:
+            return torch.arange(self.length - kept, self.length, device=device)[None], None
+        return self.positions[:, self.length - kept :], self.seen[:, self.length - kept :]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep the batch rows (B',) named, in that order (beam search, finished rows)."""
+        for store in (*self.layers, *self.crosses):
+            store.reorder(rows)
+        if self.seen is not None and self.positions is not None and self.count is not None:
+            self.seen, self.positions, self.count = self.seen[rows], self.positions[rows], self.count[rows]
+        if self.memory_mask is not None:
+            self.memory_mask = self.memory_mask[rows]

@@ -1,0 +1,132 @@
+"""The per-token half of a block: dense or gated, or one of many experts.
+
+Shapes: B batch, T tokens, D width, F hidden width, E experts, K chosen experts, N all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triform import config
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020)."""
+
+    def __init__(self, spec: config.FeedForward, width: int) -> None:
+        super().__init__()
+        self.spec, self.activation = spec, ACTIVATIONS[spec.activation]
+        self.gate = nn.Linear(width, spec.hidden, bias=spec.bias) if spec.gated else None
+        self.up = nn.Linear(width, spec.hidden, bias=spec.bias)
+        self.down = nn.Linear(spec.hidden, width, bias=spec.bias)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        out: Tensor = self.down(self.dropout(h))
+        return out
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one layer of experts chose in one pass.
+
+    logits (N, E) of the router, chosen (N, K) and kept (N, K), False where an expert was
+    full; padding left out.
+    """
+
+    logits: Tensor
+    chosen: Tensor
+    kept: Tensor
+
+    def load_balance(self) -> Tensor:
+        """E times the sum over experts of (share of choices) x (mean probability); 1 when even (Fedus et al. 2021, eq. 4)."""
+        count = self.logits.shape[-1]
+        share = F.one_hot(self.chosen, count).float().sum(1).mean(0) / self.chosen.shape[-1]
+        return count * (share * self.logits.float().softmax(-1).mean(0)).sum()
+
+    def z_loss(self) -> Tensor:
+        """Mean squared log-sum-exp of the router's logits (Zoph et al. 2022, eq. 5)."""
+        return self.logits.float().logsumexp(-1).square().mean()
+
+
+class Experts(nn.Module):
+    """A router and E feed-forwards, of which each token passes K, weighted by the router's softmax."""
+
+    def __init__(self, spec: config.Experts, width: int) -> None:
+        super().__init__()
+        self.spec, self.activation = spec, ACTIVATIONS[spec.expert.activation]
+        count, hidden = spec.count, spec.expert.hidden
+        self.router = nn.Linear(width, count, bias=False)
+        self.gate = nn.Parameter(torch.empty(count, hidden, width)) if spec.expert.gated else None
+        self.up = nn.Parameter(torch.empty(count, hidden, width))
+        self.down = nn.Parameter(torch.empty(count, width, hidden))
+        self.up_bias = nn.Parameter(torch.empty(count, hidden)) if spec.expert.bias else None
+        self.gate_bias = nn.Parameter(torch.empty(count, hidden)) if spec.expert.bias and spec.expert.gated else None
+        self.down_bias = nn.Parameter(torch.empty(count, width)) if spec.expert.bias else None
+        self.dropout = nn.Dropout(spec.expert.dropout)
+        self.shared = FeedForward(spec.shared, width) if spec.shared else None
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """x (B, T, D) to (B, T, D). Tokens not `seen` (B, T) get no expert and take no one's place."""
+        flat = x.flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(flat.float(), self.router.weight.float())
+        weights, chosen = logits.softmax(-1).topk(self.spec.top_k)
+        if self.spec.renormalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        kept = torch.ones_like(chosen, dtype=torch.bool) if seen is None else seen.flatten()[:, None].expand_as(chosen)
+        if self.spec.capacity is not None and self.training:
+            kept = kept & self._admitted(chosen, kept, len(x))
+        y = torch.zeros_like(flat, dtype=torch.float) if self.shared is None else self.shared(flat).float()
+        y = self._dispatch(flat, y, weights * kept, chosen, kept)
+        real = slice(None) if seen is None else seen.flatten().bool()
+        return y.type_as(x).view_as(x), Routing(logits[real], chosen[real], kept[real])
+
+    def _dispatch(self, x: Tensor, y: Tensor, weights: Tensor, chosen: Tensor, kept: Tensor) -> Tensor:
+        """Add to y (N, D) what the chosen experts make of x (N, D); each expert runs once over all its tokens."""
+        slots = kept.flatten().nonzero()[:, 0]
+        slots = slots[chosen.flatten()[slots].argsort(stable=True)]
+        counts = torch.bincount(chosen.flatten()[slots], minlength=self.spec.count).tolist()
+        tokens = slots // self.spec.top_k
+        parts = [self._expert(e, part) for e, part in enumerate(torch.split(x[tokens], counts)) if len(part)]
+        if not parts:
+            return y
+        return y.index_add(0, tokens, torch.cat(parts).float() * weights.flatten()[slots, None].float())
+
+    def _admitted(self, chosen: Tensor, kept: Tensor, batch: int) -> Tensor:
+        """False (N, K) for a token whose expert had its capacity of tokens of the same sequence before it."""
+        places = F.one_hot(chosen, self.spec.count) * kept[..., None]
+        order = places.view(batch, -1, self.spec.count).cumsum(1).view(*chosen.shape, -1)
+        return order.gather(-1, chosen[..., None])[..., 0] <= (self.spec.capacity or 0)
+
+    def _expert(self, index: int, x: Tensor) -> Tensor:
+        def linear(weight: Tensor, bias: Tensor | None, z: Tensor) -> Tensor:
+            return F.linear(z, weight[index], None if bias is None else bias[index])
+
+        h = linear(self.up, self.up_bias, x)
+        h = self.activation(h) if self.gate is None else self.activation(linear(self.gate, self.gate_bias, x)) * h
+        return linear(self.down, self.down_bias, self.dropout(h))

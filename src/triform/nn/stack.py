@@ -1,0 +1,196 @@
+"""Blocks in a row, and what they share in one pass.
+
+Shapes: B batch, T tokens, S keys, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from triform import config
+
+from .attention import Attention, Trace
+from .cache import Cache
+from .embed import PatchInput, TokenInput
+from .feedforward import Experts, FeedForward, Routing
+from .mask import Layout, View, hidden_score, positions_of, visible
+from .norm import build_norm
+from .position import AlibiBias, BucketedBias, rotation
+
+
+class Sublayer(nn.Module):
+    """x + f(x), with the norm before f, after the sum, or on both sides of f."""
+
+    def __init__(self, body: nn.Module, block: config.Block, width: int) -> None:
+        super().__init__()
+        self.body, self.placement = body, block.placement
+        self.norm = build_norm(block.norm, width)
+        self.norm_out = build_norm(block.norm if block.placement == "sandwich" else None, width)
+        self.dropout = nn.Dropout(block.dropout)
+
+    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, Any]:
+        """The new residual stream, and whatever else f returns."""
+        y = self.body(x if self.placement == "post" else self.norm(x), *args)
+        y, extra = y if isinstance(y, tuple) else (y, None)
+        if self.placement == "post":
+            return self.norm(x + self.dropout(y)), extra
+        return x + self.dropout(self.norm_out(y)), extra
+
+
+@dataclass
+class Scene:
+    """What every layer of one pass shares."""
+
+    views: list[View]  # one per distinct attention of the stack
+    across: View  # of the memory
+    memory: Tensor | None = None
+    seen: Tensor | None = None  # (B, T), False where padding
+    cache: Cache | None = None
+    trace: Trace | None = None
+    name: str = ""
+    routing: list[Routing] = field(default_factory=list)
+
+
+class Block(nn.Module):
+    """Attention, cross-attention if any, feed-forward."""
+
+    def __init__(self, spec: config.Block, width: int, view: int, memory_width: int | None) -> None:
+        super().__init__()
+        self.spec, self.view = spec, view
+        self.attention = Sublayer(Attention(spec.attention, width), spec, width)
+        self.cross = Sublayer(Attention(spec.cross, width, memory_width), spec, width) if spec.cross else None
+        body = Experts(spec.feed_forward, width) if isinstance(spec.feed_forward, config.Experts) else FeedForward(spec.feed_forward, width)
+        self.feed_forward = Sublayer(body, spec, width)
+
+    def forward(self, x: Tensor, scene: Scene, index: int) -> Tensor:
+        """x (B, T, D) to (B, T, D), as layer `index` of the stack."""
+        cache, trace = scene.cache, scene.trace
+        probes: dict[str, dict[str, Tensor]] | None = {"attention": {}, "cross": {}} if trace is not None and trace.weights else None
+        x, _ = self.attention(x, scene.views[self.view], None, cache and cache.layers[index], probes and probes["attention"])
+        if self.cross is not None:
+            x, _ = self.cross(x, scene.across, scene.memory, cache and cache.crosses[index], probes and probes["cross"])
+        if trace is not None and probes is not None:
+            trace.attention |= {f"{scene.name}.layers.{index}.{kind}": probe["weights"] for kind, probe in probes.items() if probe}
+        if isinstance(self.feed_forward.body, Experts):
+            x, routing = self.feed_forward(x, scene.seen)
+            scene.routing.append(routing)
+        else:
+            x, _ = self.feed_forward(x)
+        return x
+
+
+_BiasKind = tuple[config.Bucketed | config.Alibi, int, bool]
+
+
+def _bias_kind(attention: config.Attention) -> _BiasKind | None:
+    if isinstance(attention.position, config.Bucketed | config.Alibi):
+        return attention.position, attention.heads, attention.mask == "bidirectional"
+    return None
+
+
+def _build_bias(position: config.Bucketed | config.Alibi, heads: int, both_ways: bool) -> nn.Module:
+    return BucketedBias(position, heads, both_ways) if isinstance(position, config.Bucketed) else AlibiBias(heads)
+
+
+class Stack(nn.Module):
+    """An input, `depth` blocks and a final norm. Layers are addressed by their global index, and the ends may be absent."""
+
+    def __init__(self, spec: config.Stack, name: str, memory_width: int | None = None) -> None:
+        super().__init__()
+        self.spec, self.name = spec, name
+        self.input = PatchInput(spec.input, spec.width) if isinstance(spec.input, config.Patches) else TokenInput(spec.input, spec.width)
+        self.distinct = list(dict.fromkeys(block.attention for block in spec.pattern))
+        self.layers = nn.ModuleDict()
+        for index in range(spec.depth):
+            block = spec.block(index)
+            self.layers[str(index)] = Block(block, spec.width, self.distinct.index(block.attention), memory_width)
+        self.norm = build_norm(spec.norm, spec.width)
+        kinds = [_bias_kind(attention) for attention in self.distinct]
+        distinct = list(dict.fromkeys(kind for kind in kinds if kind is not None))
+        self.biases = nn.ModuleList(_build_bias(*kind) for kind in distinct)  # each shared by the layers that name it
+        self._bias_of = [None if kind is None else distinct.index(kind) for kind in kinds]
+
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        layout: Layout | None = None,
+        memory: tuple[Tensor | None, View] = (None, View()),
+        cache: Cache | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """ids (B, T), or pixels, to (B, T, D). `mask` (B, T) is False where padding; `memory` is another stack's output and its view."""
+        layout = layout or Layout()
+        seen: Tensor | None = None
+        if isinstance(self.input, PatchInput):
+            x = self.input(inputs)
+            at = keys_at = torch.arange(x.shape[1], device=x.device)[None]
+            keys_seen = None
+        else:
+            self._check(inputs, cache)
+            seen = None if mask is None else mask.bool()
+            if cache is not None:
+                if layout.documents is not None:
+                    raise ValueError("packed documents are for training and scoring; with a cache, give each document a row of its own")
+                at, keys_at, keys_seen = cache.extend(len(inputs), inputs.shape[1], seen, inputs.device), None, None
+            else:
+                at = self._positions(inputs, seen, layout.documents)
+                keys_at, keys_seen = at, seen
+            x = self.input(inputs, at, layout.segments)
+        views = []
+        for index, attention in enumerate(self.distinct):
+            if cache is not None:
+                keys_at, keys_seen = cache.keys(attention.window, inputs.shape[1], inputs.device)
+            assert keys_at is not None
+            views.append(self._view(index, (at, keys_at, keys_seen), layout, x))
+        scene = Scene(views, memory[1], memory[0], seen, cache, trace, self.name)
+        for key, layer in self.layers.items():
+            if trace is not None:
+                trace.hidden.append(x)
+            x = layer(x, scene, int(key))
+        x = self.norm(x)
+        if trace is not None:
+            trace.hidden.append(x)
+        return x, scene.routing
+
+    def _check(self, ids: Tensor, cache: Cache | None) -> None:
+        assert isinstance(self.spec.input, config.Tokens)
+        position, length = self.spec.input.position, ids.shape[1] + (cache.length if cache is not None else 0)
+        if isinstance(position, config.Learned) and length > position.length:
+            raise ValueError(f"the {self.name} has {position.length} learned positions and the sequence needs {length}; shorten it")
+
+    def _positions(self, ids: Tensor, seen: Tensor | None, documents: Tensor | None) -> Tensor:
+        """Positions (B or 1, T) count seen tokens only, so that padding on either side changes nothing."""
+        if documents is not None:
+            return positions_of(documents)
+        if seen is None:
+            return torch.arange(ids.shape[1], device=ids.device)[None]
+        return (seen.long().cumsum(1) - 1).clamp(min=0)
+
+    def _view(self, index: int, place: tuple[Tensor, Tensor, Tensor | None], layout: Layout, x: Tensor) -> View:
+        attention, biased = self.distinct[index], self._bias_of[index]
+        at, keys_at, keys_seen = place
+        turn = None
+        if isinstance(attention.position, config.Rotary):
+            turn = rotation(attention.position, at, self.spec.head_width(attention))
+        has_prefix = attention.mask == "prefix" and layout.prefix is not None
+        plain = keys_seen is None and layout.documents is None and biased is None and not has_prefix
+        if plain and (attention.window is None or max(at.shape[1], keys_at.shape[1]) <= attention.window):
+            if attention.mask == "bidirectional" or at.shape[1] == 1:
+                return View(None, turn)
+            if at.shape[1] == keys_at.shape[1]:
+                return View(None, turn, causal=True)
+        distance = keys_at[:, None, :] - at[:, :, None]
+        mask = visible(attention, distance, layout.prefix)
+        if keys_seen is not None:
+            mask = mask & keys_seen[:, None, :]
+        if layout.documents is not None:
+            mask = mask & (layout.documents[:, None, :] == layout.documents[:, :, None])
+        mask = mask[:, None]
+        if biased is not None:
+            mask = self.biases[biased](distance).masked_fill(~mask, hidden_score(x.dtype, x.device.type))
+        return View(mask, turn)
