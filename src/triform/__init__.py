@@ -12,11 +12,13 @@ _EXPORTS = {
     "Cache": "nn",
     "Layout": "nn",
     "Trace": "nn",
+    "load": "hub",
+    "save": "hub",
 }
 _PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "plan", "text", "train")
 
 __version__ = version("triform")
-__all__ = ["Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "nn", "objectives", "plan", "text", "train"]
+__all__ = ["Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "plan", "save", "text", "train"]
 
 
 def __getattr__(name: str) -> Any:

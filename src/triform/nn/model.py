@@ -72,7 +72,8 @@ class Transformer(nn.Module):
         self.encoder = Stack(spec.encoder, "encoder") if spec.encoder else None
         self.decoder = Stack(spec.decoder, "decoder", spec.encoder.width if spec.encoder else None) if spec.decoder else None
         if spec.share_tokens and self.encoder is not None and self.decoder is not None:
-            assert isinstance(self.encoder.input, TokenInput) and isinstance(self.decoder.input, TokenInput)
+            assert isinstance(self.encoder.input, TokenInput)
+            assert isinstance(self.decoder.input, TokenInput)
             self.decoder.input.token = self.encoder.input.token
         self.head = build_head(spec.head, spec.last)
         self.sentence_head = Classify(spec.sentence_head, spec.last.width) if spec.sentence_head else None
