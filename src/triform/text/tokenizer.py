@@ -167,8 +167,9 @@ class Tokenizer:
     @cached_property
     def sentinels(self) -> list[int]:
         """The ids of T5's sentinels, <extra_id_0> first."""
-        found = [(int(match[1]), self.backend.token_to_id(token)) for token in self._special_tokens if (match := _SENTINEL.fullmatch(token))]
-        return [i for _, i in sorted(found)]
+        added = self.backend.get_added_tokens_decoder()
+        numbers = {i: _SENTINEL.fullmatch(token.content) for i, token in added.items()}
+        return sorted((i for i, match in numbers.items() if match), key=lambda i: int(numbers[i][1]))  # type: ignore[index]
 
     @cached_property
     def special_ids(self) -> set[int]:

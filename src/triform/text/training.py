@@ -126,7 +126,7 @@ def _bpe(
     backend = tokenizers.Tokenizer(models.BPE(unk_token=unk))
     backend.pre_tokenizer = _cut_at_words()
     backend.decoder = _byte_fallback_decoder()
-    limits = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "max_token_length": _LONGEST}
+    limits: dict[str, Any] = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "max_token_length": _LONGEST}
     _fit(backend, texts, trainers.BpeTrainer(**_settings(size, fixed, least), **limits))
     return _rebuilt(backend, special, lambda model: model.update(byte_fallback=fallback))
 
@@ -170,7 +170,7 @@ def _wordpiece(texts: Sequence[str], size: int, special: Sequence[str], least: i
             counts.update("##" + c for c in word[1:])
     alphabet = _alphabet(counts, least, size - len(special), _fixed_names(special, False))
     letters = [c for c in alphabet if len(c) == 1]
-    limits = {"initial_alphabet": letters, "limit_alphabet": len(letters), "continuing_subword_prefix": "##"}
+    limits: dict[str, Any] = {"initial_alphabet": letters, "limit_alphabet": len(letters), "continuing_subword_prefix": "##"}
     _fit(backend, texts, trainers.WordPieceTrainer(**_settings(size, special, least), **limits))
     return backend
 
