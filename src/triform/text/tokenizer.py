@@ -81,7 +81,8 @@ class Tokenizer:
         copy.encode_special_tokens = True
         return copy
 
-    def _encodings(self, texts: Sequence[str], special: bool, plain: bool) -> list[tokenizers.Encoding]:
+    def encodings(self, texts: Sequence[str], special: bool = False, *, plain: bool = False) -> list[tokenizers.Encoding]:
+        """The library's own results (ids, tokens, offsets) for each text."""
         backend = self._plain_backend if plain else self.backend
         try:
             return backend.encode_batch(texts, add_special_tokens=special)
@@ -90,11 +91,11 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False, *, plain: bool = False) -> list[int]:
         """The token ids of a text; with `special`, framed as the tokenizer's template says ([CLS] … [SEP], [BOS] … [EOS])."""
-        return self._encodings([text], special, plain)[0].ids
+        return self.encodings([text], special, plain=plain)[0].ids
 
     def encode_batch(self, texts: Iterable[str], special: bool = False, *, plain: bool = False) -> list[list[int]]:
         """The token ids of each text, in parallel over the machine's cores."""
-        return [encoding.ids for encoding in self._encodings(list(texts), special, plain)]
+        return [encoding.ids for encoding in self.encodings(list(texts), special, plain=plain)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of token ids (a list, an array or a tensor). Bytes that are not whole characters become U+FFFD."""
@@ -115,7 +116,7 @@ class Tokenizer:
 
         Tokens that are the bytes of one character all carry the whole character's span.
         """
-        return self._encodings([text], False, False)[0].offsets
+        return self.encodings([text])[0].offsets
 
     @cached_property
     def vocab_size(self) -> int:
