@@ -6,6 +6,7 @@ of the wrong type or out of range, and a missing key are refused with the path t
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -71,6 +72,7 @@ def _name(hint: Any) -> str:
 
 
 def _at(where: str, name: str) -> str:
+    name = name if name.isprintable() else repr(name)
     return f"{where}.{name}" if where else name
 
 
@@ -119,7 +121,7 @@ def from_dict(hint: Any, data: Any, where: str = "") -> Any:
                 return data
         elif member is float and isinstance(data, int) and not isinstance(data, bool) and int not in members:
             return float(data)
-        elif member in (int, float, str, bool, type(None)) and type(data) is member:
+        elif member in (int, float, str, bool, type(None)) and type(data) is member and (member is not float or math.isfinite(data)):
             return data
     shown = repr(data) if not isinstance(data, Mapping | list | tuple) else f"a {'mapping' if isinstance(data, Mapping) else 'list'}"
     raise ValueError(f"{where or 'the configuration'}: expected {_name(hint)}, got {shown}")
@@ -131,7 +133,7 @@ _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 def _set(data: Any, path: str, value: Any) -> None:
     steps = [int(i) if i else n for n, i in _STEP.findall(path)]
     steps = [int(s) if isinstance(s, str) and s.isdigit() else s for s in steps]
-    if not steps:
+    if not steps or not path.isprintable():
         raise ValueError(f"override {path!r}: expected a path such as decoder.depth")
     here = data
     for depth, step in enumerate(steps[:-1]):
