@@ -1,0 +1,1 @@
+"""Data: the catalogue, sources, token shards, packing and the order of samples."""
