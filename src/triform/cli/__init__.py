@@ -13,7 +13,10 @@ from importlib.metadata import version
 
 # command: (module of this package that holds a typer app named `app`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "inspect": ("inspect", "Show what a model is made of, or draw it."),
     "presets": ("presets", "List the models known by name."),
+    "data": ("data", "Named data: list it, fetch it, look at it."),
+    "tokenizer": ("tokenizer", "Train a tokenizer, look at what it makes of text, encode text."),
 }
 
 

@@ -102,9 +102,8 @@ def _read(path: Path, by: By, encoding: str, text: str) -> Iterator[tuple[str, d
     if extension == ".parquet":
         yield from _parquet(path)
         return
-    opened = gzip.open(path, "rb") if extension.endswith(".gz") else path.open("rb")
     try:
-        with opened as stream:
+        with gzip.open(path, "rb") if extension.endswith(".gz") else path.open("rb") as stream:
             lines = _lines(path, cast(IO[bytes], stream), encoding)
             kind = extension.removesuffix(".gz")
             if kind == ".txt":

@@ -155,8 +155,6 @@ def _unigram(
 
 
 def _wordpiece(texts: Sequence[str], size: int, special: Sequence[str], least: int, unk: str | None) -> tokenizers.Tokenizer:
-    if unk is None:
-        raise ValueError('wordpiece needs an unknown token; add "[UNK]" to special_tokens')
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token=unk))
     backend.normalizer = normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=True)])
@@ -178,8 +176,6 @@ def _wordpiece(texts: Sequence[str], size: int, special: Sequence[str], least: i
 def _characters(
     texts: Sequence[str], size: int | None, special: Sequence[str], least: int, unk: str | None, fallback: bool
 ) -> tokenizers.Tokenizer:
-    if unk is None and not fallback:
-        raise ValueError('a tokenizer of characters needs an unknown token ("[UNK]" in special_tokens) or byte_fallback')
     fixed = [*special, *(_BYTES if fallback else ())]
     alphabet = _alphabet(_counts(texts), least, None, _fixed_names(special, fallback))
     if size is not None:
@@ -233,6 +229,8 @@ def train_backend(
 ) -> tokenizers.Tokenizer:
     """Train one kind of tokenizer on texts held in memory; `triform.text.train_tokenizer` explains the arguments."""
     unk = roles.get("unk")
+    if unk is None and (kind in ("wordpiece", "unigram") or (kind != "byte-bpe" and not byte_fallback)):
+        raise ValueError(f'a {kind} tokenizer needs an unknown token; add "[UNK]" to special_tokens')
     if kind == "characters":
         backend = _characters(texts, vocab_size, special, min_frequency, unk, byte_fallback)
     else:
