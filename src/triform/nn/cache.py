@@ -50,6 +50,16 @@ class Preallocated(Growing):
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
 
+    def reorder(self, rows: Tensor) -> None:
+        if self.key is not None and self.value is not None:
+            self.key, self.value = self._copied(self.key, rows), self._copied(self.value, rows)
+
+    def _copied(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        """A buffer with these rows, copied as far as it is filled."""
+        new = buffer.new_empty(len(rows), *buffer.shape[1:])
+        new[:, :, : self.length] = buffer[rows, :, : self.length]
+        return new
+
 
 class Windowed(Growing):
     """The same for a sliding window: keeps the last `window - 1` tokens, all that the next token can see besides itself."""

@@ -131,7 +131,6 @@ class Stack(nn.Module):
             at = keys_at = torch.arange(x.shape[1], device=x.device)[None]
             keys_seen = None
         else:
-            self._check(inputs, cache)
             seen = None if mask is None else mask.bool()
             if cache is not None:
                 if layout.documents is not None:
@@ -140,6 +139,7 @@ class Stack(nn.Module):
             else:
                 at = self._positions(inputs, seen, layout.documents)
                 keys_at, keys_seen = at, seen
+            self._check(at, inputs.shape[1] if cache is None else cache.length)
             x = self.input(inputs, at, layout.segments)
         views = []
         for index, attention in enumerate(self.distinct):
@@ -157,11 +157,15 @@ class Stack(nn.Module):
             trace.hidden.append(x)
         return x, scene.routing
 
-    def _check(self, ids: Tensor, cache: Cache | None) -> None:
+    def _check(self, at: Tensor, slots: int) -> None:
+        """Refuse positions that were not learned. Padding and packing leave fewer positions than slots, which are cheaper to count."""
         assert isinstance(self.spec.input, config.Tokens)
-        position, length = self.spec.input.position, ids.shape[1] + (cache.length if cache is not None else 0)
-        if isinstance(position, config.Learned) and length > position.length:
-            raise ValueError(f"the {self.name} has {position.length} learned positions and the sequence needs {length}; shorten it")
+        position = self.spec.input.position
+        if not isinstance(position, config.Learned) or slots <= position.length:
+            return
+        needed = slots if at.is_meta else int(at.max()) + 1
+        if needed > position.length:
+            raise ValueError(f"the {self.name} has {position.length} learned positions and the sequence needs {needed}; shorten it")
 
     def _positions(self, ids: Tensor, seen: Tensor | None, documents: Tensor | None) -> Tensor:
         """Positions (B or 1, T) count seen tokens only, so that padding on either side changes nothing."""
