@@ -14,8 +14,8 @@ from torch import Tensor
 
 from triform import config
 from triform.nn import Transformer
-from triform.objectives.classification import framed
 from triform.text import Tokenizer
+from triform.text.framing import judged
 
 from .forms import Module, batches, check_ids, evaluating, expect, listed, longest, padded
 
@@ -79,12 +79,12 @@ def embed(model: Module, tokenizer: Tokenizer, texts: str | Sequence[str], *, le
 def _encode(net: Transformer, tokenizer: Tokenizer, texts: list[str], length: int | None) -> list[list[int]]:
     limits = [limit for limit in (length, longest(net.config.encoder), longest(net.config.decoder)) if limit is not None]
     plain = tokenizer.encode_batch(texts, plain=True)
-    rows = [framed(tokenizer, ids, len(ids) + 2) for ids in plain]
+    rows = [judged(tokenizer, ids) for ids in plain]
     if limits:
         cut = sum(len(row) > min(limits) for row in rows)
         if cut:
             warnings.warn(f"{cut:,} of {len(rows):,} texts are longer than {min(limits):,} tokens and were cut to that", stacklevel=3)
-        rows = [framed(tokenizer, ids, min(limits)) if len(row) > min(limits) else row for ids, row in zip(plain, rows, strict=True)]
+        rows = [judged(tokenizer, ids, min(limits)) if len(row) > min(limits) else row for ids, row in zip(plain, rows, strict=True)]
     spec = net.config.encoder or net.config.decoder
     assert spec is not None
     check_ids(rows, spec)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from triform import config
 from triform.nn import Cache, Layout, Transformer
-from triform.objectives.pairs import decoder_start
 from triform.text import Tokenizer
+from triform.text.framing import decoder_start, sources
+from triform.text.framing import prompts as framed_prompts
 
 from .forms import Module, batches, check_ids, evaluating, expect, listed, longest, padded
 from .sampling import Sampler, Sampling
@@ -198,26 +199,6 @@ def _check_memory(net: Transformer, rows: int, capacity: int) -> None:
         )
 
 
-def _opening(tokenizer: Tokenizer) -> list[int]:
-    """What stands before a prompt: bos, or what else the tokenizer's template begins with; nothing without a template."""
-    plain, framed = tokenizer.encode("a"), tokenizer.encode("a", special=True)
-    before = next((at for at in range(len(framed) - len(plain) + 1) if framed[at : at + len(plain)] == plain), 0)
-    if before and tokenizer.bos is not None:
-        return [tokenizer.bos]
-    return framed[:before]
-
-
-def _prompt_ids(tokenizer: Tokenizer, texts: list[str], encoder: bool) -> list[list[int]]:
-    """The tokens that a model reads. An encoder's input is framed by the template but for a bos, which is for decoders."""
-    if encoder:
-        framed = tokenizer.encode_batch(texts, special=True)
-        dropped = None if tokenizer.bos == tokenizer.cls else tokenizer.bos
-        return [ids[1:] if ids and ids[0] == dropped else ids for ids in framed]
-    opening = _opening(tokenizer)
-    empty = opening or ([] if tokenizer.bos is None else [tokenizer.bos])
-    return [(opening if text else empty) + ids for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)]
-
-
 def generate(
     model: Module,
     tokenizer: Tokenizer,
@@ -243,7 +224,7 @@ def generate(
     net = expect(model, "generate")
     texts = listed(prompts)
     encodes = net.encoder is not None
-    prompt_ids = _prompt_ids(tokenizer, texts, encodes)
+    prompt_ids = sources(tokenizer, texts) if encodes else framed_prompts(tokenizer, texts)
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise ValueError(f"prompt {row + 1} is empty, and the tokenizer has no bos token to begin with; give it some text")
