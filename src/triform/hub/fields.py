@@ -1,0 +1,108 @@
+"""The fields of a public `config.json`, read with their types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from triform import config
+
+_ACTIVATIONS: dict[str, config.Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+class Fields:
+    """A mapping whose values are asked for by type.
+
+    A field that is absent or null takes the default given; without one it is an error.
+    Every ValueError starts with the field's path.
+    """
+
+    def __init__(self, data: Mapping[str, Any], where: str = "config.json: ") -> None:
+        self.data, self._where = data, where
+
+    def fail(self, name: str, expected: str) -> ValueError:
+        """The error that says what was expected of a field and what it is."""
+        value = self.data.get(name)
+        return ValueError(f"{self._where}{name}: expected {expected}, got {'nothing' if value is None else repr(value)}")
+
+    def _of(self, types: tuple[type, ...], expected: str, name: str, default: Any) -> Any:
+        value = self.data.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise self.fail(name, expected)
+        return value
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A whole number."""
+        return cast(int, self._of((int,), "a whole number", name, default))
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number."""
+        return float(self._of((int, float), "a number", name, default))
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """True or false."""
+        return cast(bool, self._of((bool,), "true or false", name, default))
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Text."""
+        return cast(str, self._of((str,), "text", name, default))
+
+    def names(self, name: str) -> list[str] | None:
+        """A list of texts; None where absent."""
+        value = self.data.get(name)
+        if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            raise self.fail(name, "a list of texts")
+        return value
+
+    def part(self, name: str) -> Fields:
+        """A mapping inside; empty where absent."""
+        value = self.data.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.fail(name, "a mapping")
+        return Fields(value or {}, f"{self._where}{name}.")
+
+    def over(self, **defaults: Any) -> Fields:
+        """The same fields, with defaults for those that are absent or null."""
+        return Fields(defaults | {name: value for name, value in self.data.items() if value is not None}, self._where)
+
+    def maybe_whole(self, name: str) -> int | None:
+        """A whole number; None where absent."""
+        return None if self.data.get(name) is None else self.whole(name)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.data.get(name) is not None
+
+    def refuse(self, **only: Any) -> None:
+        """Raise ValueError where a field is set to something else than the one value that is supported."""
+        for name, value in only.items():
+            if self.data.get(name) is not None and self.data[name] != value:
+                raise self.fail(name, f"{value!r}, as nothing else is supported")
+
+    def activation(self, name: str, default: str | None = None) -> config.Activation:
+        """An activation by its public name."""
+        value = self.text(name, default)
+        if value not in _ACTIVATIONS:
+            raise self.fail(name, f"one of {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[value]
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that the weights were saved from; None where absent."""
+        names = self.names("architectures")
+        return names[0] if names else None
+
+    def labels(self) -> int:
+        """How many labels a classifier has."""
+        return len(self.part("id2label").data) or self.whole("num_labels", 2)
