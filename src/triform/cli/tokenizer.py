@@ -23,8 +23,9 @@ def _texts(sources: Iterable[str], column: str, encoding: str) -> Iterator[str]:
     from triform.data.sources import open_source
 
     opened = [open_source(source, text=column, encoding=encoding) for source in sources]
-    columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.fields[read]:.1f} MB"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.fields[read]:.1f} M characters"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=None, read=0.0)
         read = 0
         for source in opened:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from .catalogue import entries, get, rows
+from .cache import file_hash
+from .catalogue import entries, entry, get, rows
 
 By = Literal["line", "paragraph", "file"]
 LONGEST_LINE = 256 * 2**20  # bytes
@@ -31,6 +35,14 @@ class Source(Iterable[dict[str, Any]]):
     spec: str
     read: Callable[[], Iterator[tuple[str, dict[str, Any]]]]
     text: str | None
+    content: Callable[[], str]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of what the rows are made of: the files' contents (read for it) and how they are read.
+
+        Of Hugging Face data it is the name alone, since its content is not here.
+        """
+        return hashlib.sha256(json.dumps([self.content(), self.text]).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         empty = True
@@ -38,7 +50,7 @@ class Source(Iterable[dict[str, Any]]):
             empty = False
             if self.text is not None:
                 if self.text not in row:
-                    raise ValueError(f"{place}: no column {self.text!r}; there are {', '.join(map(repr, row))} (text=… names the column)")
+                    raise ValueError(f"{place}: no column {self.text!r}; it has {', '.join(map(repr, row))} (text=… or --column names it)")
                 if not isinstance(row[self.text], str):
                     raise ValueError(f"{place}: the column {self.text!r} should be text, not {type(row[self.text]).__name__}")
                 if self.text != "text":
@@ -70,12 +82,23 @@ def open_source(spec: str | Path, text: str | None = "text", by: By = "line", en
     if not ascii_lines:
         raise ValueError(f"files in {encoding} are not read; convert them to UTF-8 first (iconv -f {encoding} -t utf-8)")
     if spec.startswith("hf:"):
-        return Source(spec, lambda: _hugging_face(spec), text)
+        return Source(spec, lambda: _hugging_face(spec), text, lambda: spec)
     if spec in entries():
         get(spec)
-        return Source(spec, lambda: ((f"{spec}: row {i}", row) for i, row in enumerate(rows(spec))), text)
+        return Source(spec, lambda: ((f"{spec}: row {i}", row) for i, row in enumerate(rows(spec))), text, lambda: _pinned(spec))
     files = _files(Path(spec))
-    return Source(spec, lambda: (pair for file in files for pair in _read(file, by, encoding, text or "text")), text)
+    read = partial(_read_all, files, by, encoding, text or "text")
+    return Source(spec, read, text, lambda: json.dumps([by, encoding, [[file.name, file_hash(file)] for file in files]]))
+
+
+def _pinned(name: str) -> str:
+    item = entry(name)
+    return f"{name} {item.sha256 or sys.version}"
+
+
+def _read_all(files: list[Path], by: By, encoding: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in files:
+        yield from _read(file, by, encoding, text)
 
 
 def _extension(path: Path) -> str | None:
