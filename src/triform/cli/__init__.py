@@ -16,7 +16,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show what a model is made of, or draw it."),
     "presets": ("presets", "List the models known by name."),
     "data": ("data", "Named data: list it, fetch it, look at it."),
+    "train": ("train", "Train a model from a recipe."),
     "tokenizer": ("tokenizer", "Train a tokenizer, look at what it makes of text, encode text."),
+    "generate": ("generate", "Continue a prompt, or answer it."),
+    "fill": ("fill", "Fill the masks of a text."),
+    "classify": ("classify", "Judge texts."),
 }
 
 

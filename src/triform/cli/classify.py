@@ -1,0 +1,40 @@
+"""`triform classify`: judge texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .models import open_model, progress, texts_of
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: triform classify runs/critic 房间很干净，下次还来 - --json < reviews.txt")
+def classify(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder with a classifier.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help='Texts to judge; "-" reads them, one a line.')],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the most probable label of each text and its probability."""
+    from triform import hub
+    from triform.generate import classify as judge
+
+    written = texts_of(texts)
+    model, tokenizer = open_model(folder)
+    task = hub.task(folder)
+    with progress(len(written), "texts") as done, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        found = judge(model, tokenizer, written, task.get("labels"), length=task.get("length"), on_batch=done)
+    for warning in told:
+        print(f"triform: {warning.message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps([{"text": text} | asdict(one) for text, one in zip(written, found, strict=True)], ensure_ascii=False, indent=2))
+        return
+    for text, one in zip(written, found, strict=True):
+        print(f"{one.label}\t{one.score:.3f}\t{text}")
