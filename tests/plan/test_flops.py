@@ -32,9 +32,19 @@ def counted(model: config.Model, length: int, target_length: int) -> int:
     return counter.get_total_flops()
 
 
-@settings(max_examples=15, deadline=None)
-@given(strategies.models(), st.integers(2, 16), st.integers(2, 16))
-def test_as_many_as_torch_counts(model: config.Model, length: int, target_length: int) -> None:
+FORMS = {
+    "encoder-only": strategies.transformers(("encoder-only",)),
+    "decoder-only": strategies.transformers(("decoder-only",)),
+    "encoder-decoder": strategies.transformers(("encoder-decoder",)),
+    "dual-encoder": strategies.dual_encoders(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=4, deadline=None)
+@given(st.data(), st.integers(2, 16), st.integers(2, 16))
+def test_as_many_as_torch_counts(form: str, data: st.DataObject, length: int, target_length: int) -> None:
+    model = data.draw(FORMS[form])
     assert flops.forward(model, length, target_length) == pytest.approx(counted(model, length, target_length), rel=TOLERANCE)
 
 

@@ -21,7 +21,7 @@ def test_names_and_shapes_of_every_preset(name: str) -> None:
     assert count.total == sum(p.numel() for p in nn.build(model, device="meta").parameters())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strategies.models())
 def test_names_and_shapes_of_any_model(model: config.Model) -> None:
     count = parameters(model)

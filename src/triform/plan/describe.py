@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from triform import config
 
-_GATED = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU, tanh", "relu": "ReGLU"}
-_ACTIVATION = {"relu": "ReLU", "gelu": "GELU", "gelu_tanh": "GELU, tanh", "quick_gelu": "quick GELU", "silu": "SiLU", "tanh": "tanh"}
+_GATED = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU (tanh)", "relu": "ReGLU"}
+_ACTIVATION = {"relu": "ReLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "quick_gelu": "quick GELU", "silu": "SiLU", "tanh": "tanh"}
 _POOL = {"first": "first position", "mean": "mean over positions", "last": "last position", "end": "end token"}
 
 
@@ -37,7 +37,7 @@ def position(spec: config.Learned | config.Sinusoidal | config.Rotary | config.B
             return "sinusoidal positions"
         case config.Rotary(scaling=scaling):
             name = "" if scaling is None else f", {type(scaling).__name__} × {scaling.factor:g}"
-            return f"rotary, θ {spec.theta:,.0f}{name}"
+            return f"rotary θ {spec.theta:,.0f}{name}"
         case config.Bucketed():
             return f"relative bias, {spec.buckets} buckets"
         case config.Alibi():
@@ -53,11 +53,11 @@ def attention(spec: config.Attention, stack: config.Stack, *, cross: bool = Fals
     if spec.window:
         found[0] += f", window {spec.window:,}"
     if kv != spec.heads:
-        found.append(f"{kv} kv head{'s' if kv > 1 else ''} ({'grouped' if kv > 1 else 'multi'}-query)")
+        found.append(f"{kv} kv heads (GQA)" if kv > 1 else "1 kv head (MQA)")
     if spec.position:
         found.append(position(spec.position))
     if spec.qk_norm:
-        found.append("norm on queries, keys")
+        found.append("queries and keys normed")
     return found
 
 

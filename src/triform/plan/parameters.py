@@ -192,10 +192,9 @@ def _biases(stack: config.Stack) -> Part | None:
 def _stack(name: str, stack: config.Stack, memory_width: int | None = None, shared: str | None = None) -> Part:
     kinds = {block: _block(block, stack, memory_width) for block in dict.fromkeys(stack.pattern)}
     layers = [replace(kinds[stack.block(index)], name=str(index)) for index in range(stack.depth)]
-    layer_count = f"{stack.depth} layer{'s' if stack.depth > 1 else ''}"
     norm = _norm("norm", stack.norm, stack.width)
-    note = f"width {stack.width:,}, {layer_count}"
-    return _module(name, _input(stack, shared), _module("layers", *layers, note=layer_count), norm, _biases(stack), note=note)
+    note = f"width {stack.width:,}, {stack.depth} layer{'s' if stack.depth > 1 else ''}"
+    return _module(name, _input(stack, shared), _module("layers", *layers), norm, _biases(stack), note=note)
 
 
 def _head(name: str, head: config.Head | None, stack: config.Stack, table: str) -> Part | None:
