@@ -78,20 +78,22 @@ def _at(where: str, name: str) -> str:
 
 def _build(choices: Iterable[Any], data: Mapping[str, Any], where: str) -> Any:
     named = {m.__name__: m for m in choices}
-    kind = data.get("kind", next(iter(named)) if len(named) == 1 else None)
+    only = next(iter(named)) if len(named) == 1 else None
+    tagged = only is None or all(f.name != "kind" for f in fields(named[only]))  # "kind" may be a field where no tag is needed
+    kind = data.get("kind", only) if tagged else only
     if kind not in named:
         raise ValueError(f"{_at(where, 'kind')}: expected one of {', '.join(sorted(named))}, got {kind!r}")
     cls = named[kind]
     known = {f.name: f for f in fields(cls) if f.init}
     for key in data:
-        if key not in known and key != "kind":
+        if key not in known and not (tagged and key == "kind"):
             near = get_close_matches(str(key), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{_at(where, str(key))}: expected one of the keys {', '.join(known)}, got {key!r}{hint}")
     for name, f in known.items():
         if f.default is MISSING and f.default_factory is MISSING and name not in data:
             raise ValueError(f"{_at(where, name)}: expected {_name(_hints(cls)[name])}, got nothing")
-    values = {k: from_dict(_hints(cls)[k], v, _at(where, k)) for k, v in data.items() if k != "kind"}
+    values = {k: from_dict(_hints(cls)[k], v, _at(where, k)) for k, v in data.items() if k in known}
     try:
         return cls(**values)
     except ValueError as error:

@@ -1,0 +1,76 @@
+"""Rows made of rows: what happens to documents after they are split and before they become tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+Transform = Callable[[Row], Iterable[Row]]
+
+_SENTENCE = re.compile(r"[^。！？；：\n]{1,60}[。！？；：]?[”’」』）]*|[。！？；：”’」』）]+")
+_HAN = re.compile(r"[\u3400-\u9fff]+|[^\u3400-\u9fff\s]")
+
+
+def _spaces(row: Row) -> Iterator[Row]:
+    text = re.sub(r"[^\S\n]+", " ", str(row["text"]))
+    yield {**row, "text": re.sub(r" *\n[ \n]*", "\n", text).strip()}
+
+
+def _sentences(row: Row) -> Iterator[Row]:
+    for sentence in _SENTENCE.findall(str(row["text"])):
+        if sentence.strip():
+            yield {**row, "text": sentence.strip()}
+
+
+def pinyin(text: str) -> list[str]:
+    """The syllables of a Chinese text, without tones, as an input method takes them; other characters stand for themselves."""
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError:
+        raise ValueError('pinyin needs pypinyin; pip install "triform[demo]"') from None
+    out: list[str] = []
+    for run in _HAN.findall(text):
+        syllables = lazy_pinyin(run, errors=list)
+        out += syllables if len(syllables) == len(run) else list(run)
+    return out
+
+
+def _pinyin(row: Row) -> Iterator[Row]:
+    for sentence in _sentences(row):
+        target = "".join(sentence["text"].split())
+        yield {"source": " ".join(pinyin(target)), "target": target}
+
+
+_TRANSFORMS: dict[str, Transform] = {"spaces": _spaces, "sentences": _sentences, "pinyin": _pinyin}
+
+
+def register_transform(name: str, function: Transform) -> None:
+    """Make a function from a row to rows known by name to recipes."""
+    _TRANSFORMS[name] = function
+
+
+class Transformed(Iterable[Row]):
+    """Rows passed through named transforms in turn; each pass reads them anew.
+
+    spaces: runs of white space become one space or line break. sentences: a row a
+    sentence. pinyin: a row a sentence, `source` its syllables and `target` its characters.
+    """
+
+    def __init__(self, rows: Iterable[Row], names: Iterable[str]) -> None:
+        names = tuple(names)
+        for name in names:
+            if name not in _TRANSFORMS:
+                raise ValueError(f"no transform is named {name!r}; there are {', '.join(sorted(_TRANSFORMS))}")
+        self.rows, self.transforms = rows, [_TRANSFORMS[name] for name in names]
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._through(iter(self.rows), self.transforms)
+
+    def _through(self, rows: Iterable[Row], transforms: list[Transform]) -> Iterator[Row]:
+        if not transforms:
+            yield from rows
+            return
+        for row in rows:
+            yield from self._through(transforms[0](row), transforms[1:])

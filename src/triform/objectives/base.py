@@ -1,0 +1,201 @@
+"""What every objective shares: the batch, the loss, and the two steps between them and the text.
+
+An objective turns rows of text into columns of tokens (`encode`, once, into shards), samples
+of those into a batch (`sample` and `collate`, every step), and a batch into a loss
+(`loss`). The training loop knows nothing else of it.
+
+Shapes: B batch, T tokens, U target tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triform import config
+from triform.data.shards import Shards
+from triform.nn import IGNORE, Layout
+from triform.text import Tokenizer
+
+Sample = dict[str, np.ndarray]
+
+
+@dataclass
+class Batch:
+    """Tensors of one micro-batch.
+
+    inputs (B, T), mask (B, T) False where padding or None, target and target_mask (B, U)
+    for an encoder-decoder, labels (B, T), (B, U) or (B,) with IGNORE where nothing is scored.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mask: Tensor | None = None
+    target: Tensor | None = None
+    target_mask: Tensor | None = None
+    layout: Layout | None = None
+
+    @property
+    def count(self) -> int:
+        """Labels that are scored: the loss' denominator."""
+        return int((self.labels != IGNORE).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads, padding left out."""
+        read = self.inputs.numel() if self.mask is None else int(self.mask.sum())
+        if self.target is not None:
+            read += self.target.numel() if self.target_mask is None else int(self.target_mask.sum())
+        return read
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        layout = None if self.layout is None else Layout(**{k: move(v) for k, v in vars(self.layout).items()})
+        rest = {k: move(v) for k, v in vars(self).items() if k != "layout"}
+        return Batch(**rest, layout=layout)  # type: ignore[arg-type]
+
+
+@dataclass
+class Loss:
+    """total: summed over the batch's labels, to be divided by the whole step's count. metrics: sums over the same labels."""
+
+    total: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Samples:
+    """The samples of one split: how many, how long each is, and each by its index."""
+
+    def __init__(self, lengths: np.ndarray, get: Any) -> None:
+        self.lengths, self._get = lengths, get
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Sample:
+        found: Sample = self._get(int(index))
+        return found
+
+
+class Objective(ABC):
+    """What a model is trained to do. `spec` is its part of the recipe."""
+
+    metric_names: tuple[str, ...] = ()
+
+    def __init__(self, spec: Any, tokenizer: Tokenizer) -> None:
+        self.spec, self.tokenizer = spec, tokenizer
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
+        """Columns of tokens for some rows of a source."""
+
+    def sizes(self) -> int | dict[str, int]:
+        """How many different ids there may be, in all columns or in each."""
+        return self.tokenizer.vocab_size
+
+    @abstractmethod
+    def samples(self, shards: Shards) -> Samples:
+        """The samples that shards hold."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
+        """One batch; `seeds` hold one seed a sample for what is drawn at random."""
+
+    @abstractmethod
+    def check(self, model: config.Model) -> None:
+        """Raise ValueError when the model cannot be trained so."""
+
+    def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
+        """The language-model loss, made in chunks of the vocabulary; objectives with another head override it."""
+        out = model(batch.inputs, batch.mask, batch.target, batch.target_mask, layout=batch.layout, logits=False)
+        total = model.language_model_loss(out.hidden, batch.labels, smoothing=smoothing, z_loss=z_loss)
+        metrics = {} if model.training else {"accuracy": token_accuracy(model, out.hidden, batch.labels)}
+        return Loss(total, metrics, auxiliary(out))
+
+    def task(self) -> dict[str, Any]:
+        """What to save beside the model so that it can be used: labels and the like."""
+        return {"objective": type(self.spec).__name__}
+
+
+def auxiliary(out: Any) -> dict[str, Tensor]:
+    """The losses of experts, where a model has them."""
+    if out.aux.load_balance is None:
+        return {}
+    return {"load_balance": out.aux.load_balance, "router_z": out.aux.router_z}
+
+
+@torch.no_grad()
+def token_accuracy(model: Any, hidden: Tensor, labels: Tensor, chunk: int = 1024) -> float:
+    """How many of the scored labels are the most probable token."""
+    kept = labels != IGNORE
+    right = 0
+    for states, wanted in zip(torch.split(hidden[kept], chunk), torch.split(labels[kept], chunk), strict=True):
+        right += int((model.score(states).argmax(-1) == wanted).sum())
+    return float(right)
+
+
+def stack_rows(rows: Sequence[np.ndarray], fill: int) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids, padded on the right: (B, T) and its mask, None when no row is padded."""
+    longest = max(len(r) for r in rows)
+    ids = np.full((len(rows), longest), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    lengths = torch.tensor([len(r) for r in rows])
+    if int(lengths.min()) == longest:
+        return torch.from_numpy(ids), None
+    return torch.from_numpy(ids), torch.arange(longest)[None] < lengths[:, None]
+
+
+def packed(documents: Sequence[np.ndarray]) -> Layout | None:
+    """The layout (B, T) of packed documents' numbers, each from 0 and padded with -1; None when every row holds one."""
+    if all(d[-1] == 0 for d in documents):
+        return None
+    numbers, _ = stack_rows(documents, -1)
+    return Layout(documents=numbers)
+
+
+def documents(shards: Shards, column: str, length: int) -> Samples:
+    """Each document a sample, cut to `length` tokens."""
+    tokens, offsets = shards.column(column).tokens, shards.column(column).offsets
+    lengths = np.minimum(np.diff(offsets), length)
+
+    def get(index: int) -> Sample:
+        start = int(offsets[index])
+        return {column: np.asarray(tokens[start : start + int(lengths[index])], dtype=np.int64)}
+
+    return Samples(lengths, get)
+
+
+def field_of(row: Mapping[str, Any], name: str, where: str = "text") -> str:
+    """A row's text field. Raises ValueError that lists the fields there are."""
+    if name not in row:
+        there = ", ".join(map(str, row))
+        raise ValueError(f"a row of the data has no field {name!r} for the {where}; it has {there}; name one in the recipe's objective")
+    return str(row[name])
+
+
+def need(condition: bool, objective: str, what: str, got: object) -> None:
+    """Raise ValueError in the house's form unless the condition holds."""
+    if not condition:
+        raise ValueError(f"objective {objective}: expected {what}, got {got}")
+
+
+def need_language_model(model: config.Model, objective: str, form: str) -> config.Transformer:
+    """The model as a Transformer of that form with a language-model head, or ValueError."""
+    need(model.form == form, objective, f"a model that is {form}", f"one that is {model.form}")
+    assert isinstance(model, config.Transformer)
+    need(isinstance(model.head, config.LanguageModel), objective, "a LanguageModel head", type(model.head).__name__)
+    return model
+
+

@@ -1,0 +1,65 @@
+"""Causal language modelling: each token predicted from those before it (GPT, LLaMA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from triform import config
+from triform.config.spec import spec
+from triform.data.packing import rows_of
+from triform.data.shards import Shards
+from triform.nn import IGNORE
+
+from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, packed, stack_rows
+
+
+@spec
+class Causal:
+    """Rows of `length` tokens cut from the stream of all documents, which never see each other."""
+
+    length: int = 512
+    text: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ValueError(f"length: expected at least 2 tokens, got {self.length}")
+
+
+class CausalObjective(Objective):
+    """In: rows of the stream. Out: inputs (B, length), labels (B, length) a token ahead, documents where a row holds several."""
+
+    spec: Causal
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
+        """Column "text": [BOS] document [EOS], as far as the tokenizer has them."""
+        before = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        after = [] if self.tokenizer.eos is None else [self.tokenizer.eos]
+        encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
+        return [{"text": before + ids + after} for ids in encoded]
+
+    def samples(self, shards: Shards) -> Samples:
+        column = shards.column("text")
+        rows = rows_of(column.offsets, self.spec.length)
+
+        def get(index: int) -> Sample:
+            row = rows[index]
+            ids = np.asarray(column.tokens[row.start : row.stop + 1], dtype=np.int64)
+            labels = np.full(row.stop - row.start, IGNORE, dtype=np.int64)
+            labels[: len(ids) - 1] = ids[1:]
+            labels[np.isin(np.arange(row.start + 1, row.stop + 1), column.offsets)] = IGNORE  # the next token begins a document
+            return {"text": ids[: len(labels)], "labels": labels, "document": row.documents}
+
+        return Samples(np.full(len(rows), self.spec.length), get)
+
+    def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
+        inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)
+        labels, _ = stack_rows([s["labels"] for s in samples], IGNORE)
+        return Batch(inputs, labels, mask, layout=packed([s["document"] for s in samples]))
+
+    def check(self, model: config.Model) -> None:
+        found = need_language_model(model, "Causal", "decoder-only")
+        masks = {block.attention.mask for block in found.last.pattern}
+        need("bidirectional" not in masks, "Causal", "attention whose mask is causal or prefix", "bidirectional")

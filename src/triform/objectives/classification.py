@@ -1,0 +1,87 @@
+"""Classification: one label for a whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from triform import config
+from triform.config.spec import spec
+from triform.data.shards import Shards
+from triform.text import Tokenizer
+
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows
+
+
+@spec
+class Classification:
+    """The field `label` judged from the field `text`, cut to `length` tokens. `labels` are the names, in the order of the head's scores."""
+
+    labels: tuple[str, ...]
+    length: int = 256
+    text: str = "text"
+    label: str = "label"
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
+            raise ValueError(f"labels: expected at least two different names, got {list(self.labels)}")
+        if self.length < 3:
+            raise ValueError(f"length: expected at least 3 tokens, got {self.length}")
+
+
+def framed(tokenizer: Tokenizer, ids: list[int], length: int) -> list[int]:
+    """[CLS] ids [SEP], or ids [EOS] for a tokenizer without them, within `length` tokens."""
+    if tokenizer.cls is not None and tokenizer.sep is not None:
+        return [tokenizer.cls, *ids[: length - 2], tokenizer.sep]
+    return [*ids[: length - 1], tokenizer.eos] if tokenizer.eos is not None else ids[:length]
+
+
+class ClassificationObjective(Objective):
+    """In: a text and the number of its label. Out: inputs (B, T), mask (B, T), labels (B,)."""
+
+    spec: Classification
+    metric_names = ("accuracy",)
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
+        """Columns "text", framed, and "label", one number."""
+        number = {name: i for i, name in enumerate(self.spec.labels)}
+        encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
+        out: list[dict[str, Sequence[int]]] = []
+        for row, ids in zip(rows, encoded, strict=True):
+            label = field_of(row, self.spec.label, "label")
+            if label not in number:
+                raise ValueError(f"label {label!r}: expected one of {', '.join(number)}; add it to objective.labels")
+            out.append({"text": framed(self.tokenizer, ids, self.spec.length), "label": [number[label]]})
+        return out
+
+    def sizes(self) -> dict[str, int]:
+        return {"text": self.tokenizer.vocab_size, "label": len(self.spec.labels)}
+
+    def samples(self, shards: Shards) -> Samples:
+        def get(index: int) -> Sample:
+            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
+
+        return Samples(np.diff(shards.column("text").offsets), get)
+
+    def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
+        inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)
+        return Batch(inputs, torch.from_numpy(np.concatenate([s["label"] for s in samples])), mask)
+
+    def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
+        out = model(batch.inputs, batch.mask)
+        total = F.cross_entropy(out.logits.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
+        right = float((out.logits.argmax(-1) == batch.labels).sum())
+        return Loss(total, {"accuracy": right}, auxiliary(out))
+
+    def check(self, model: config.Model) -> None:
+        head = getattr(model, "head", None)
+        need(isinstance(head, config.Classify), "Classification", "a Classify head", type(head).__name__)
+        assert isinstance(head, config.Classify)
+        need(head.labels == len(self.spec.labels), "Classification", f"a head of {len(self.spec.labels)} labels", head.labels)
+
+    def task(self) -> dict[str, Any]:
+        return {"objective": "Classification", "labels": list(self.spec.labels), "length": self.spec.length}

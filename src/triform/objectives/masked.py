@@ -1,0 +1,123 @@
+"""Masked language modelling: hidden tokens guessed from both sides (BERT, RoBERTa)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from triform import config
+from triform.config.spec import spec
+from triform.data.packing import pack
+from triform.data.shards import Shards
+from triform.nn import IGNORE
+from triform.text.segment import segmenter, word_ids
+
+from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, packed, stack_rows
+
+
+@spec
+class Masked:
+    """`rate` of the tokens are to be guessed; of these `hidden` turn into [MASK] and `random` into a random token, the rest stay.
+
+    BERT's 80/10/10 is the default (Devlin et al. 2019, section 3.1). Masks are drawn anew
+    each time a text is seen (RoBERTa); `dynamic: false` draws each text's once.
+    `whole_words` hides the words that `segmenter` finds as wholes (Chinese words through
+    jieba, others by spaces and punctuation). Short documents are packed into rows of
+    `length`, each between [CLS] and [SEP] and unseen by the others; long ones are cut.
+    """
+
+    length: int = 512
+    text: str = "text"
+    rate: float = 0.15
+    hidden: float = 0.8
+    random: float = 0.1
+    dynamic: bool = True
+    whole_words: bool = False
+    segmenter: str = "jieba"
+
+    def __post_init__(self) -> None:
+        if self.length < 3:
+            raise ValueError(f"length: expected at least 3 tokens, got {self.length}")
+        if not 0 < self.rate < 1:
+            raise ValueError(f"rate: expected a share between 0 and 1, got {self.rate}")
+        if self.hidden < 0 or self.random < 0 or self.hidden + self.random > 1:
+            raise ValueError(f"hidden: expected hidden + random to be at most 1, got {self.hidden} + {self.random}")
+
+
+class MaskedObjective(Objective):
+    """In: rows of [CLS] text [SEP], packed. Out: inputs (B, T) with tokens hidden, labels (B, T) the hidden ones, documents (B, T)."""
+
+    spec: Masked
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
+        """Columns "text", [CLS] ids [SEP], and "word", the number of the word each token is part of; 0 for what is never hidden."""
+        t = self.tokenizer
+        assert t.cls is not None
+        assert t.sep is not None
+        room = self.spec.length - 2
+        cut = segmenter(self.spec.segmenter) if self.spec.whole_words else None
+        out: list[dict[str, Sequence[int]]] = []
+        texts = [field_of(row, self.spec.text) for row in rows]
+        for text, ids in zip(texts, t.encode_batch(texts, plain=True), strict=True):
+            words = range(len(ids)) if cut is None else word_ids(t, text, cut)
+            numbers = [0 if w is None else w + 1 for w in words]
+            for start in range(0, max(len(ids), 1), room):
+                part, number = ids[start : start + room], numbers[start : start + room]
+                first = next((n for n in number if n), 1) - 1
+                out.append({"text": [t.cls, *part, t.sep], "word": [0, *(max(n - first, 0) for n in number), 0]})
+        return out
+
+    def sizes(self) -> dict[str, int]:
+        return {"text": self.tokenizer.vocab_size, "word": self.spec.length}
+
+    def samples(self, shards: Shards) -> Samples:
+        text, word = shards.column("text"), shards.column("word")
+        bins = pack(np.diff(text.offsets).tolist(), self.spec.length)
+
+        def get(index: int) -> Sample:
+            spans = [slice(int(text.offsets[d]), int(text.offsets[d + 1])) for d in bins[index]]
+            return {
+                "text": np.concatenate([text.tokens[s] for s in spans]).astype(np.int64),
+                "word": np.concatenate([word.tokens[s] for s in spans]).astype(np.int64),
+                "document": np.repeat(np.arange(len(spans)), [s.stop - s.start for s in spans]),
+                "index": np.array(index),
+            }
+
+        lengths = np.array([sum(int(text.offsets[d + 1] - text.offsets[d]) for d in b) for b in bins])
+        return Samples(lengths, get)
+
+    def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
+        hidden, wanted = [], []
+        for sample, seed in zip(samples, seeds, strict=True):
+            rng = np.random.default_rng(seed if self.spec.dynamic else (seed[0], int(sample["index"])))
+            ids, labels = self.hide(sample["text"], sample["word"], sample["document"], rng)
+            hidden.append(ids)
+            wanted.append(labels)
+        inputs, mask = stack_rows(hidden, self.tokenizer.pad or 0)
+        labels_, _ = stack_rows(wanted, IGNORE)
+        return Batch(inputs, labels_, mask, layout=packed([s["document"] for s in samples]))
+
+    def hide(self, ids: np.ndarray, word: np.ndarray, document: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Hide whole words of one row until `rate` of its tokens are hidden: the changed ids (T,) and the labels (T,)."""
+        place = np.where(word > 0, document * (word.max(initial=0) + 1) + word, 0)
+        words, which, sizes = np.unique(place, return_inverse=True, return_counts=True)
+        sizes = np.where(words > 0, sizes, 0)
+        order = rng.permutation(np.flatnonzero(sizes))
+        goal = max(1, round(self.spec.rate * sizes.sum()))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        picked = np.zeros(len(words), dtype=bool)
+        picked[order[before < goal]] = True
+        chosen = picked[which]
+        fate = rng.random(len(ids))
+        changed, labels = ids.copy(), np.where(chosen, ids, IGNORE)
+        changed[chosen & (fate < self.spec.hidden)] = self.tokenizer.mask
+        swap = chosen & (fate >= self.spec.hidden) & (fate < self.spec.hidden + self.spec.random)
+        changed[swap] = rng.integers(0, self.tokenizer.vocab_size, int(swap.sum()))
+        return changed, labels
+
+    def check(self, model: config.Model) -> None:
+        need_language_model(model, "Masked", "encoder-only")
+        for name in ("mask", "cls", "sep"):
+            need(getattr(self.tokenizer, name) is not None, "Masked", f"a tokenizer with a {name} token", "one without")

@@ -1,0 +1,80 @@
+"""Sequence to sequence: a target written from a source (translation, question to answer)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from triform import config
+from triform.config.spec import spec
+from triform.data.shards import Shards
+from triform.nn import IGNORE
+from triform.text import Tokenizer
+
+from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, stack_rows
+
+
+@spec
+class SequenceToSequence:
+    """Fields `source` and `target` of each row, cut to `length` and `target_length` tokens, [EOS] included."""
+
+    length: int = 256
+    target_length: int = 256
+    source: str = "source"
+    target: str = "target"
+
+    def __post_init__(self) -> None:
+        for name in ("length", "target_length"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: expected at least 2 tokens, got {getattr(self, name)}")
+
+
+def decoder_start(tokenizer: Tokenizer) -> int:
+    """The token that a decoder begins with: BOS, or the padding as T5 does."""
+    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
+    need(start is not None, "an encoder-decoder", "a tokenizer with a bos or pad token to begin with", "one without")
+    assert start is not None
+    return start
+
+
+def pair_batch(tokenizer: Tokenizer, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Batch:
+    """Sources and targets without [EOS] to inputs (B, T), the decoder's input (B, U), shifted right, and labels (B, U)."""
+    end = [] if tokenizer.eos is None else [tokenizer.eos]
+    pad = tokenizer.pad or 0
+    inputs, mask = stack_rows([np.concatenate((s, end)).astype(np.int64) for s in sources], pad)
+    labels, target_mask = stack_rows([np.concatenate((t, end)).astype(np.int64) for t in targets], IGNORE)
+    target = torch.full_like(labels, decoder_start(tokenizer))
+    target[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad)
+    return Batch(inputs, labels, mask, target, target_mask)
+
+
+class SequenceToSequenceObjective(Objective):
+    """In: a source and a target. Out: inputs (B, T), target (B, U) that begins with the start token, labels (B, U) that end with [EOS]."""
+
+    spec: SequenceToSequence
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
+        """Columns "source" and "target"."""
+        sources = self.tokenizer.encode_batch([field_of(row, self.spec.source, "source") for row in rows], plain=True)
+        targets = self.tokenizer.encode_batch([field_of(row, self.spec.target, "target") for row in rows], plain=True)
+        return [
+            {"source": s[: self.spec.length - 1], "target": t[: self.spec.target_length - 1]} for s, t in zip(sources, targets, strict=True)
+        ]
+
+    def samples(self, shards: Shards) -> Samples:
+        lengths = sum(np.diff(shards.column(name).offsets) for name in ("source", "target"))
+
+        def get(index: int) -> Sample:
+            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
+
+        return Samples(np.asarray(lengths), get)
+
+    def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
+        return pair_batch(self.tokenizer, [s["source"] for s in samples], [s["target"] for s in samples])
+
+    def check(self, model: config.Model) -> None:
+        need_language_model(model, "SequenceToSequence", "encoder-decoder")
+        need(self.tokenizer.eos is not None, "SequenceToSequence", "a tokenizer with an eos token", "one without")

@@ -1,0 +1,90 @@
+"""Span corruption: dropped spans written out after the marks that stand for them (T5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from triform import config
+from triform.config.spec import spec
+from triform.data.shards import Shards
+
+from .base import Batch, Objective, Sample, Samples, documents, field_of, need, need_language_model
+from .pairs import pair_batch
+
+
+@spec
+class SpanCorruption:
+    """`density` of the tokens are dropped in spans of `span` tokens on average (Raffel et al. 2020, section 3.1.4)."""
+
+    length: int = 512
+    text: str = "text"
+    density: float = 0.15
+    span: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ValueError(f"length: expected at least 2 tokens, got {self.length}")
+        if not 0 < self.density < 1:
+            raise ValueError(f"density: expected a share between 0 and 1, got {self.density}")
+        if self.span < 1:
+            raise ValueError(f"span: expected at least 1 token, got {self.span}")
+
+
+def _cut(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """`items` cut at random into `parts` runs of at least one."""
+    marks = np.zeros(items - 1, dtype=np.int64)
+    marks[: parts - 1] = 1
+    return np.bincount(np.concatenate(([0], np.cumsum(rng.permutation(marks)))), minlength=parts)
+
+
+def noise_spans(length: int, density: float, span: float, rng: np.random.Generator) -> np.ndarray:
+    """True (length,) where tokens are dropped; the first token stays (T5's `random_spans_noise_mask`)."""
+    noise = min(max(round(length * density), 1), length - 1)
+    spans = min(max(round(noise / span), 1), length - noise)
+    runs = np.stack((_cut(length - noise, spans, rng), _cut(noise, spans, rng)), axis=1).ravel()
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+
+
+def corrupt(ids: np.ndarray, dropped: np.ndarray, sentinels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) tokens to the source, with a sentinel for each dropped span, and the target, each span after its sentinel."""
+    first = dropped & ~np.concatenate(([False], dropped[:-1]))
+    marks = np.asarray(sentinels)[np.cumsum(first) - 1]
+    source = np.where(first, marks, ids)[~dropped | first]
+    places = np.flatnonzero(dropped)
+    target = np.insert(ids[places], np.flatnonzero(first[places]), marks[first])
+    return source, target
+
+
+class SpanCorruptionObjective(Objective):
+    """In: tokens (T,). Out: inputs (B, T') with sentinels and [EOS], target and labels (B, U) of sentinels and spans and [EOS]."""
+
+    spec: SpanCorruption
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
+        """Column "text": pieces of at most `length` tokens of one document."""
+        encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
+        size = self.spec.length
+        return [{"text": ids[i : i + size]} for ids in encoded for i in range(0, len(ids), size) if len(ids[i : i + size]) > 1]
+
+    def samples(self, shards: Shards) -> Samples:
+        return documents(shards, "text", self.spec.length)
+
+    def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
+        sources, targets = [], []
+        for sample, seed in zip(samples, seeds, strict=True):
+            ids = sample["text"]
+            dropped = noise_spans(len(ids), self.spec.density, self.spec.span, np.random.default_rng(seed))
+            source, target = corrupt(ids, dropped, self.tokenizer.sentinels)
+            sources.append(source)
+            targets.append(target)
+        return pair_batch(self.tokenizer, sources, targets)
+
+    def check(self, model: config.Model) -> None:
+        need_language_model(model, "SpanCorruption", "encoder-decoder")
+        most = max(1, round(self.spec.length * self.spec.density / self.spec.span))
+        found = len(self.tokenizer.sentinels)
+        need(found >= most, "SpanCorruption", f"a tokenizer with at least {most} sentinels (set tokenizer.sentinels)", found)
+        need(self.tokenizer.eos is not None, "SpanCorruption", "a tokenizer with an eos token", "one without")

@@ -1,0 +1,80 @@
+"""Optimizers and schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from triform.nn import DualEncoder, Transformer
+
+from .recipe import TrainRecipe
+
+
+def schedule(step: int, recipe: TrainRecipe) -> float:
+    """The share of the peak learning rate at a step counted from 0: linear warm-up, then cosine, linear or constant to the floor."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = min(1.0, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[recipe.schedule]
+    return recipe.floor + (1 - recipe.floor) * left
+
+
+def _is_matrix_of_a_layer(name: str, parameter: Tensor) -> bool:
+    return ".layers." in name and parameter.ndim == 2
+
+
+class Optimizer:
+    """AdamW, alone or beside Muon, over a model's named parameters.
+
+    Only matrices decay: norms, biases and other vectors are left alone.
+    """
+
+    def __init__(self, model: Transformer | DualEncoder, recipe: TrainRecipe) -> None:
+        self.names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
+        muon: list[Tensor] = []
+        decayed: list[Tensor] = []
+        rest: list[Tensor] = []
+        for parameter, name in self.names.items():
+            if recipe.optimizer == "muon" and _is_matrix_of_a_layer(name, parameter):
+                muon.append(parameter)
+            else:
+                (decayed if parameter.ndim >= 2 else rest).append(parameter)
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        betas = (recipe.betas[0], recipe.betas[1])
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.rate, betas=betas, eps=1e-8, fused=True)]
+        if muon:
+            self.parts.append(torch.optim.Muon(muon, lr=recipe.muon_rate, weight_decay=recipe.weight_decay, momentum=0.95))
+        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
+
+    def step(self, share: float) -> None:
+        """One step at a share of the peak learning rates; gradients are dropped after it."""
+        for part, peaks in zip(self.parts, self.peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of state, keyed by `state's name/parameter's name`."""
+        out: dict[str, Tensor] = {}
+        for part in self.parts:
+            for parameter, state in part.state.items():
+                out |= {f"{key}/{self.names[parameter]}": torch.as_tensor(value) for key, value in state.items()}
+        return out
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state that `state` gave."""
+        parameters = {n: p for p, n in self.names.items()}
+        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        for key, value in state.items():
+            kind, name = key.split("/", 1)
+            parameter = parameters[name]
+            owner[parameter].state[parameter][kind] = value.clone()
+
+
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale the gradients so that their norm is at most `limit`; returns the norm before."""
+    return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
