@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from triform import config, plan
+from triform.config.files import replacing
 from triform.plan.describe import short
 
 app = typer.Typer(add_completion=False)
@@ -64,12 +64,8 @@ def _write(path: Path, text: str) -> None:
         raise ValueError(f"--diagram: expected a name that ends in .svg, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"--diagram: expected a folder that exists, got {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _data(name: str, model: config.Model) -> dict[str, Any]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from triform import config
+from triform.config.files import replacing
 from triform.nn import DualEncoder, Transformer, build
 from triform.text import Tokenizer
 
@@ -24,17 +22,6 @@ Module = Transformer | DualEncoder
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, each shared one under its first name only."""
     return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` when the block ends well, else it is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(model: Module, tokenizer: Tokenizer | None, folder: str | Path, task: dict[str, Any] | None = None) -> None:
