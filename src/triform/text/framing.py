@@ -16,11 +16,17 @@ def judged(tokenizer: Tokenizer, ids: Sequence[int], length: int | None = None) 
     return [*before, *ids[:room], *after]
 
 
-def opening(tokenizer: Tokenizer) -> list[int]:
-    """What a decoder-only model reads before a text: bos, or what else the tokenizer's template begins with; nothing without a template."""
+def template(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer's template puts before and after a text."""
     plain, framed = tokenizer.encode("a"), tokenizer.encode("a", special=True)
     before = next((at for at in range(len(framed) - len(plain) + 1) if framed[at : at + len(plain)] == plain), 0)
-    return [tokenizer.bos] if before and tokenizer.bos is not None else framed[:before]
+    return framed[:before], framed[before + len(plain) :]
+
+
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """What a decoder-only model reads before a text: bos, or what else the tokenizer's template begins with; nothing without a template."""
+    before, _ = template(tokenizer)
+    return [tokenizer.bos] if before and tokenizer.bos is not None else before
 
 
 def prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -30,14 +36,16 @@ def prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [(before if text else empty) + ids for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)]
 
 
-def sources(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """What the encoder of an encoder-decoder reads: as the tokenizer's template says, but for a bos, which is for decoders.
+def source(tokenizer: Tokenizer, ids: Sequence[int], length: int | None = None) -> list[int]:
+    """What the encoder of an encoder-decoder reads: ids as the tokenizer's template says, cut so that `length` tokens hold all.
 
-    A bos that is the [CLS] too stays (BART).
+    A bos is left out, as it is for decoders, unless it is the [CLS] too (BART).
     """
-    dropped = None if tokenizer.bos == tokenizer.cls else tokenizer.bos
-    framed = tokenizer.encode_batch(texts, special=True)
-    return [ids[1:] if ids and ids[0] == dropped else ids for ids in framed]
+    before, after = template(tokenizer)
+    if before == [tokenizer.bos] and tokenizer.bos != tokenizer.cls:
+        before = []
+    room = len(ids) if length is None else max(0, length - len(before) - len(after))
+    return [*before, *ids[:room], *after]
 
 
 def decoder_start(tokenizer: Tokenizer) -> int:

@@ -86,7 +86,11 @@ def word_ids(tokenizer: Tokenizer, text: str | Iterable[int], segment: Segmenter
     """
     segment = segment or segmenter("jieba")
     if isinstance(text, str):
-        ids, spans = tokenizer.encode(text), tokenizer.offsets(text)
+        encoding = tokenizer.encodings([text])[0]
+        ids = encoding.ids
+        spelled, spans = _spelled(tokenizer, ids)
+        if spelled != text:  # the tokens do not hold the whole text; the encoder still knows where they come from
+            spans = encoding.offsets
     else:
         ids = [int(i) for i in text]
         text, spans = _spelled(tokenizer, ids)

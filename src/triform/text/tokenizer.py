@@ -271,6 +271,8 @@ def train_tokenizer(
     result says how much was read and how much was sampled.
     byte_fallback: what the vocabulary lacks is spelled in bytes (the default of bpe and unigram), or else is unknown.
 
+    The same texts give the same tokenizer, but for unigram: its trainer's result varies a little from run to run.
+
     Raises ValueError when there is no text, or the vocabulary is smaller than the special tokens and the characters
     need, or larger than the text allows; the message says which size is possible.
     """

@@ -7,13 +7,13 @@ so that Chinese words become tokens. Spaces stay in the pieces as they are, whic
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
 from typing import Any
 
 import tokenizers
@@ -54,10 +54,10 @@ def sample(texts: Iterable[str], limit: int) -> tuple[list[str], dict[str, int]]
             read, order = read + size, order + 1
             if number >= cut:
                 continue
-            heappush(kept, (-number, order, size, piece))
+            heapq.heappush(kept, (-number, order, size, piece))
             held += size
             while held > limit:
-                lowest = heappop(kept)
+                lowest = heapq.heappop(kept)
                 cut, held = -lowest[0], held - lowest[2]
     kept.sort(key=lambda entry: entry[1])
     return [entry[3] for entry in kept], {"texts": count, "bytes_read": read, "bytes_sampled": held}
@@ -147,6 +147,8 @@ def _unigram(
 
     def with_bytes(model: dict[str, Any]) -> None:
         head, tail = model["vocab"][: len(special)], model["vocab"][len(special) :]
+        # the trainer overshoots where the characters alone take up the size asked for
+        tail = heapq.nlargest(size - len(special) - 256 * fallback, tail, key=lambda piece: (len(piece[0]) == 1, piece[1]))
         lowest = min((score for _, score in tail), default=0.0) - 10.0  # never better than a learned piece
         model["vocab"] = [*head, *([byte, lowest] for byte in _BYTES if fallback), *tail]
         model["byte_fallback"] = fallback
@@ -161,16 +163,19 @@ def _wordpiece(texts: Sequence[str], size: int, special: Sequence[str], least: i
     apart = f"(?<={_EAST_ASIAN}) | (?={_EAST_ASIAN})"
     backend.decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=True), decoders.Fuse(), decoders.Replace(Regex(apart), "")])
     counts: Counter[str] = Counter()
+    inner: set[str] = set()
     for text in texts:
-        words = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
-        for word, _ in words:
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
             counts.update(word)
-            counts.update("##" + c for c in word[1:])
+            inner.update(word[1:])
+    counts.update({"##" + c: counts[c] for c in inner})
     alphabet = _alphabet(counts, least, size - len(special), _fixed_names(special, False))
     letters = [c for c in alphabet if len(c) == 1]
+    # named here because the trainer would number them in an order that differs from run to run
+    fixed = [*special, *(c for c in alphabet if len(c) > 1)]
     limits: dict[str, Any] = {"initial_alphabet": letters, "limit_alphabet": len(letters), "continuing_subword_prefix": "##"}
-    _fit(backend, texts, trainers.WordPieceTrainer(**_settings(size, special, least), **limits))
-    return backend
+    _fit(backend, texts, trainers.WordPieceTrainer(**_settings(size, fixed, least), **limits))
+    return _rebuilt(backend, special, lambda model: None)
 
 
 def _characters(
