@@ -16,7 +16,7 @@ from torch import Tensor
 from triform import config
 from triform.nn import Cache, Layout, Transformer
 from triform.text import Tokenizer
-from triform.text.framing import decoder_start, sources
+from triform.text.framing import decoder_start, source
 from triform.text.framing import prompts as framed_prompts
 
 from .forms import Module, batches, check_ids, evaluating, expect, listed, longest, padded
@@ -224,7 +224,7 @@ def generate(
     net = expect(model, "generate")
     texts = listed(prompts)
     encodes = net.encoder is not None
-    prompt_ids = sources(tokenizer, texts) if encodes else framed_prompts(tokenizer, texts)
+    prompt_ids = [source(tokenizer, ids) for ids in tokenizer.encode_batch(texts)] if encodes else framed_prompts(tokenizer, texts)
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise ValueError(f"prompt {row + 1} is empty, and the tokenizer has no bos token to begin with; give it some text")

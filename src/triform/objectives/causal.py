@@ -12,6 +12,7 @@ from triform.config.spec import spec
 from triform.data.packing import rows_of
 from triform.data.shards import Shards
 from triform.nn import IGNORE
+from triform.text.framing import opening
 
 from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, packed, stack_rows
 
@@ -34,8 +35,8 @@ class CausalObjective(Objective):
     spec: Causal
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
-        """Column "text": [BOS] document [EOS], as far as the tokenizer has them."""
-        before = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        """Column "text": what opens a text for this tokenizer, the document, [EOS]."""
+        before = opening(self.tokenizer)
         after = [] if self.tokenizer.eos is None else [self.tokenizer.eos]
         encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
         return [{"text": before + ids + after} for ids in encoded]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from triform import config
 from triform.config.spec import spec
 from triform.data.shards import Shards
-from triform.text import Tokenizer
+from triform.text.framing import judged
 
 from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows
 
@@ -33,13 +33,6 @@ class Classification:
             raise ValueError(f"length: expected at least 3 tokens, got {self.length}")
 
 
-def framed(tokenizer: Tokenizer, ids: list[int], length: int) -> list[int]:
-    """[CLS] ids [SEP], or ids [EOS] for a tokenizer without them, within `length` tokens."""
-    if tokenizer.cls is not None and tokenizer.sep is not None:
-        return [tokenizer.cls, *ids[: length - 2], tokenizer.sep]
-    return [*ids[: length - 1], tokenizer.eos] if tokenizer.eos is not None else ids[:length]
-
-
 class ClassificationObjective(Objective):
     """In: a text and the number of its label. Out: inputs (B, T), mask (B, T), labels (B,)."""
 
@@ -55,7 +48,7 @@ class ClassificationObjective(Objective):
             label = field_of(row, self.spec.label, "label")
             if label not in number:
                 raise ValueError(f"label {label!r}: expected one of {', '.join(number)}; add it to objective.labels")
-            out.append({"text": framed(self.tokenizer, ids, self.spec.length), "label": [number[label]]})
+            out.append({"text": judged(self.tokenizer, ids, self.spec.length), "label": [number[label]]})
         return out
 
     def sizes(self) -> dict[str, int]:

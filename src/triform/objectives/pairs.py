@@ -13,6 +13,7 @@ from triform.config.spec import spec
 from triform.data.shards import Shards
 from triform.nn import IGNORE
 from triform.text import Tokenizer
+from triform.text.framing import decoder_start, source
 
 from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, stack_rows
 
@@ -32,19 +33,11 @@ class SequenceToSequence:
                 raise ValueError(f"{name}: expected at least 2 tokens, got {getattr(self, name)}")
 
 
-def decoder_start(tokenizer: Tokenizer) -> int:
-    """The token that a decoder begins with: BOS, or the padding as T5 does."""
-    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
-    need(start is not None, "an encoder-decoder", "a tokenizer with a bos or pad token to begin with", "one without")
-    assert start is not None
-    return start
-
-
 def pair_batch(tokenizer: Tokenizer, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Batch:
-    """Sources and targets without [EOS] to inputs (B, T), the decoder's input (B, U), shifted right, and labels (B, U)."""
+    """Framed sources and targets without [EOS] to inputs (B, T), the decoder's input (B, U), shifted right, and labels (B, U)."""
     end = [] if tokenizer.eos is None else [tokenizer.eos]
     pad = tokenizer.pad or 0
-    inputs, mask = stack_rows([np.concatenate((s, end)).astype(np.int64) for s in sources], pad)
+    inputs, mask = stack_rows(sources, pad)
     labels, target_mask = stack_rows([np.concatenate((t, end)).astype(np.int64) for t in targets], IGNORE)
     target = torch.full_like(labels, decoder_start(tokenizer))
     target[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad)
@@ -52,16 +45,17 @@ def pair_batch(tokenizer: Tokenizer, sources: Sequence[np.ndarray], targets: Seq
 
 
 class SequenceToSequenceObjective(Objective):
-    """In: a source and a target. Out: inputs (B, T), target (B, U) that begins with the start token, labels (B, U) that end with [EOS]."""
+    """In: a source and a target. Out: inputs (B, T), target (B, U) that begins with the start token, labels (B, U) that end in [EOS]."""
 
     spec: SequenceToSequence
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
-        """Columns "source" and "target"."""
+        """Columns "source", framed, and "target"."""
         sources = self.tokenizer.encode_batch([field_of(row, self.spec.source, "source") for row in rows], plain=True)
         targets = self.tokenizer.encode_batch([field_of(row, self.spec.target, "target") for row in rows], plain=True)
         return [
-            {"source": s[: self.spec.length - 1], "target": t[: self.spec.target_length - 1]} for s, t in zip(sources, targets, strict=True)
+            {"source": source(self.tokenizer, s, self.spec.length), "target": t[: self.spec.target_length - 1]}
+            for s, t in zip(sources, targets, strict=True)
         ]
 
     def samples(self, shards: Shards) -> Samples:

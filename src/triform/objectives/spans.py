@@ -10,6 +10,7 @@ import numpy as np
 from triform import config
 from triform.config.spec import spec
 from triform.data.shards import Shards
+from triform.text.framing import source as framed
 
 from .base import Batch, Objective, Sample, Samples, documents, field_of, need, need_language_model
 from .pairs import pair_batch
@@ -59,7 +60,7 @@ def corrupt(ids: np.ndarray, dropped: np.ndarray, sentinels: Sequence[int]) -> t
 
 
 class SpanCorruptionObjective(Objective):
-    """In: tokens (T,). Out: inputs (B, T') with sentinels and [EOS], target and labels (B, U) of sentinels and spans and [EOS]."""
+    """In: tokens (T,). Out: inputs (B, T') with sentinels, framed, target and labels (B, U) of sentinels and spans and [EOS]."""
 
     spec: SpanCorruption
 
@@ -78,7 +79,7 @@ class SpanCorruptionObjective(Objective):
             ids = sample["text"]
             dropped = noise_spans(len(ids), self.spec.density, self.spec.span, np.random.default_rng(seed))
             source, target = corrupt(ids, dropped, self.tokenizer.sentinels)
-            sources.append(source)
+            sources.append(np.asarray(framed(self.tokenizer, source.tolist()), dtype=np.int64))
             targets.append(target)
         return pair_batch(self.tokenizer, sources, targets)
 
