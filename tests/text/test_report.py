@@ -11,7 +11,15 @@ from .test_tokenizer import CORPUS
 
 @pytest.mark.parametrize(
     ("characters", "expected"),
-    [("汉々〇", "han"), ("かカー", "kana"), ("aéＡ", "latin"), ("1٣½", "digits"), ("，。!—+￥", "punctuation"), (" \n\u3000", "space"), ("😀я", "other")],
+    [
+        ("汉々〇", "han"),
+        ("かカー", "kana"),
+        ("aéＡ", "latin"),
+        ("1٣½", "digits"),
+        ("，。!—+￥", "punctuation"),
+        (" \n\u3000", "space"),
+        ("😀я", "other"),
+    ],
 )
 def test_scripts(characters, expected):
     assert {script(c) for c in characters} == {expected}
@@ -20,7 +28,8 @@ def test_scripts(characters, expected):
 def test_a_report_counts_by_script():
     tokenizer = train_tokenizer(CORPUS, kind="characters")
     found = report(tokenizer, ["天下龘，cat 19"])
-    assert {name: count.characters for name, count in found.scripts.items()} == {"han": 3, "latin": 3, "digits": 2, "punctuation": 1, "space": 1}
+    counts = {name: count.characters for name, count in found.scripts.items()}
+    assert counts == {"han": 3, "latin": 3, "digits": 2, "punctuation": 1, "space": 1}
     assert (found.tokens, found.unknown_tokens, found.unknown_characters) == (10, 1, [("龘", 1)])
     assert found.unknown_rate == pytest.approx(0.1, abs=1e-12)
     assert (found.lines, found.round_trip_failures) == (1, 1)

@@ -181,7 +181,7 @@ def test_a_vocabulary_larger_than_the_text_names_the_size_that_is_possible(kind)
 
 @pytest.mark.parametrize("kind", ["byte-bpe", "bpe", "unigram", "wordpiece"])
 def test_a_vocabulary_too_small_names_the_size_that_is_needed(kind):
-    with pytest.raises(ValueError, match="vocabulary is too small.*vocab_size=") as error:
+    with pytest.raises(ValueError, match=r"vocabulary is too small.*vocab_size=") as error:
         make(kind, vocab_size=50)
     needed = int(str(error.value).split("vocab_size=")[1].split()[0])
     assert make(kind, vocab_size=needed).vocab_size == needed

@@ -14,7 +14,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Put documents of the given lengths (tokens) into as few bins of `capacity` tokens as best-fit decreasing finds.
 
     Each document, the longest first, goes where the least room is left over after it, else into a new bin; ties go to the
-    lower index. At most 11/9 of the best possible number of bins, and six (Johnson 1973). Returns, for each bin, the
+    lower index. At most 11/9 of the fewest bins possible, and 4 more (Johnson et al. 1974). Returns, for each bin, the
     indices of its documents. Raises ValueError for a document longer than the capacity (cut it first) or without tokens.
     """
     bins: list[list[int]] = []
