@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,17 @@ import torch
 import triform
 from triform import config
 from triform.text import Tokenizer, train_tokenizer
+
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """More threads only wait for one another on models this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 LINES = (
     "话说天下大势，分久必合，合久必分。",
@@ -26,13 +37,14 @@ LINES = (
 @lru_cache(maxsize=None)
 def tokenizer_of(kind: str) -> Tokenizer:
     """A tokenizer of the kind; byte-bpe and wordpiece have all special tokens."""
-    size = {"byte-bpe": 320, "bpe": 400, "wordpiece": 160, "unigram": 350, "characters": None}[kind]
-    return train_tokenizer(LINES * 4, kind=kind, vocab_size=size, min_frequency=1)
+    size = {"byte-bpe": 320, "bpe": 400, "wordpiece": 160, "unigram": 124, "characters": None}[kind]
+    return train_tokenizer(LINES * 4, kind=kind, vocab_size=size, min_frequency=1, byte_fallback=False if kind == "unigram" else None)
 
 
 CAUSAL = config.Attention(heads=2, kv_heads=1, mask="causal", position=config.Rotary(), bias="none")
 FEED_FORWARD = config.FeedForward(hidden=48)
 BOTH_WAYS = config.Attention(heads=2)
+UNTIED = config.LanguageModel(tied=False)  # a tied head would say the last token again and again
 
 
 def stack(vocab_size: int, *attentions: config.Attention, cross: bool = False, learned: int | None = None) -> config.Stack:
@@ -45,14 +57,14 @@ def stack(vocab_size: int, *attentions: config.Attention, cross: bool = False, l
 
 
 def decoder_only(vocab_size: int, *attentions: config.Attention, learned: int | None = None) -> config.Transformer:
-    return config.Transformer(decoder=stack(vocab_size, *(attentions or (CAUSAL,)), learned=learned), head=config.LanguageModel())
+    return config.Transformer(decoder=stack(vocab_size, *(attentions or (CAUSAL,)), learned=learned), head=UNTIED)
 
 
 def encoder_decoder(vocab_size: int, learned: int | None = None) -> config.Transformer:
     return config.Transformer(
         encoder=stack(vocab_size, BOTH_WAYS, learned=learned),
         decoder=stack(vocab_size, CAUSAL, cross=True, learned=learned),
-        head=config.LanguageModel(),
+        head=UNTIED,
     )
 
 
