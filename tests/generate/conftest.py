@@ -14,7 +14,6 @@ from triform import config
 from triform.text import Tokenizer, train_tokenizer
 
 
-
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """More threads only wait for one another on models this small."""

@@ -69,9 +69,10 @@ def test_a_batch_equals_its_rows(decoder: Callable[[int], Any]) -> None:
 def test_an_encoder_decoders_batch_equals_its_rows() -> None:
     tokenizer = tokenizer_of("byte-bpe")
     model = built(encoder_decoder(tokenizer.vocab_size))
-    together = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=12))
-    assert [one.ids for one in together] == [generate(model, tokenizer, p, Sampling(max_new_tokens=12))[0].ids for p in PROMPTS]
-    assert [one.ids for one in together] == [one.ids for one in generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=12), batch_size=2)]
+    sampling = Sampling(max_new_tokens=12)
+    together = [one.ids for one in generate(model, tokenizer, PROMPTS, sampling)]
+    assert together == [generate(model, tokenizer, prompt, sampling)[0].ids for prompt in PROMPTS]
+    assert together == [one.ids for one in generate(model, tokenizer, PROMPTS, sampling, batch_size=2)]
 
 
 def ending(model: Any, eos: int, bias: float) -> Any:
