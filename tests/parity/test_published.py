@@ -29,7 +29,8 @@ def t5(width: int, depth: int, heads: int, hidden: int, head_width: int = 64, vo
 
 def bart(width: int, depth: int, heads: int, hidden: int) -> dict[str, Any]:
     sizes = {"layers": depth, "attention_heads": heads, "ffn_dim": hidden}
-    return {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()} | {"d_model": width, "attention_dropout": 0.1, "activation_dropout": 0.1}
+    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    return sides | {"d_model": width, "attention_dropout": 0.1, "activation_dropout": 0.1}
 
 
 SCALED = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

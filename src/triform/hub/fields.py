@@ -46,6 +46,13 @@ class Fields:
         """A whole number."""
         return cast(int, self._of((int,), "a whole number", name, default))
 
+    def count(self, name: str, default: int | None = None, most: int = 10_000) -> int:
+        """A whole number from 1 to `most`, for what is listed or looped over (layers)."""
+        value = self.whole(name, default)
+        if not 1 <= value <= most:
+            raise self.fail(name, f"a whole number from 1 to {most}")
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
         """A number."""
         return float(self._of((int, float), "a number", name, default))

@@ -127,6 +127,7 @@ def load_public(folder: str | Path, *, device: str | torch.device = "cpu") -> Mo
     spec, family = read_config(read_json(folder / "config.json"))
     stored = WeightFiles(folder)
     try:
+        _check_depth(spec, stored)
         spec = _as_stored(spec, family, stored)
         model: Module = build(spec, device="meta")
         shapes = {n: t.shape for n, t in weights(model).items()}
@@ -138,6 +139,14 @@ def load_public(folder: str | Path, *, device: str | torch.device = "cpu") -> Mo
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     return model.eval()
+
+
+def _check_depth(spec: config.Model, stored: WeightFiles) -> None:
+    """Before modules are made for layers that cannot be there."""
+    stacks = (spec.text, spec.image) if isinstance(spec, config.DualEncoder) else (spec.encoder, spec.decoder)
+    depth = sum(stack.depth for stack in stacks if stack is not None)
+    if depth > len(stored):
+        raise ValueError(f"config.json asks for {depth} layers, and the checkpoint holds {len(stored)} tensors in all")
 
 
 def _as_stored(spec: config.Model, family: Family, stored: WeightFiles) -> config.Model:

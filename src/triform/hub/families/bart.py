@@ -67,7 +67,7 @@ def _stack(hf: Fields, side: str) -> config.Stack:
         placement="post",
         dropout=dropout,
     )
-    return config.Stack(width=width, depth=hf.whole(f"{side}_layers"), input=tokens, pattern=(block,))
+    return config.Stack(width=width, depth=hf.count(f"{side}_layers"), input=tokens, pattern=(block,))
 
 
 def read(hf: Fields) -> tuple[config.Transformer, Family]:

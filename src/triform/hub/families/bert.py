@@ -163,7 +163,7 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
         placement="post",
         dropout=dropout,
     )
-    stack = config.Stack(width=hf.whole(called("hidden_size")), depth=hf.whole(called("num_hidden_layers")), input=tokens, pattern=(block,))
+    stack = config.Stack(width=hf.whole(called("hidden_size")), depth=hf.count(called("num_hidden_layers")), input=tokens, pattern=(block,))
     sentence = config.Classify(labels=2, transform="tanh") if suffix == "ForPreTraining" else None
     model = config.Transformer(
         encoder=stack,

@@ -42,7 +42,7 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
         dropout=hf.number("embd_pdrop", 0.1),
     )
     model = config.Transformer(
-        decoder=config.Stack(width=width, depth=hf.whole("n_layer"), input=tokens, pattern=(block,), norm=norm),
+        decoder=config.Stack(width=width, depth=hf.count("n_layer"), input=tokens, pattern=(block,), norm=norm),
         head=head,
         init=config.Init(std=hf.number("initializer_range", 0.02), scale_residuals=True),
     )
@@ -51,7 +51,7 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
         table=TABLE,
         prefix="transformer.",
         bare=bare,
-        repeats=(("lm_head.weight", "transformer.wte.weight"),),
+        repeats=() if bare else (("lm_head.weight", "transformer.wte.weight"),),
         ignore=(r".*\.attn\.(masked_)?bias",),
     )
     return model, family

@@ -113,7 +113,7 @@ def _layer_types(hf: Fields, kind: str, depth: int) -> list[str]:
             raise hf.fail("layer_types", f"sliding_attention or full_attention for each of the {depth} layers")
         return said
     if kind == "gemma3_text":
-        every = hf.whole("sliding_window_pattern", hf.whole("_sliding_window_pattern", 6))
+        every = hf.count("sliding_window_pattern", hf.count("_sliding_window_pattern", 6))
         return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(depth)]
     if kind in ("mistral", "mixtral"):
         return ["sliding_attention" if hf.has("sliding_window") else "full_attention"] * depth
@@ -150,7 +150,7 @@ def _feed_forward(hf: Fields, kind: str, index: int) -> config.FeedForward | con
         return config.Experts(expert=expert, count=count, top_k=hf.whole("num_experts_per_tok", 2), renormalize=True)
     if kind == "qwen3_moe":
         count = hf.whole("num_experts", hf.maybe_whole("num_local_experts") or 128)
-        dense = index in hf.data.get("mlp_only_layers", []) or (index + 1) % hf.whole("decoder_sparse_step", 1) != 0
+        dense = index in (hf.data.get("mlp_only_layers") or []) or (index + 1) % hf.count("decoder_sparse_step", 1) != 0
         if not dense:
             return config.Experts(
                 expert=gated(hf.whole("moe_intermediate_size")),
@@ -167,7 +167,7 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
     kind, gemma = _KINDS[name], name == "gemma3_text"
     hf.refuse(attn_logit_softcapping=None, final_logit_softcapping=None, use_bidirectional_attention=False)
     norm = config.RMSNorm(eps=hf.number("rms_norm_eps", kind.eps), unit_offset=gemma)
-    depth, width = hf.whole("num_hidden_layers"), hf.whole("hidden_size")
+    depth, width = hf.count("num_hidden_layers"), hf.whole("hidden_size")
     blocks = [
         config.Block(
             attention=_attention(hf, name, layer, norm),
@@ -189,7 +189,7 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
         table=rules(*_COMMON, *kind.rows),
         prefix="model.",
         bare=bare,
-        repeats=(("lm_head.weight", "model.embed_tokens.weight"),),
+        repeats=() if bare else (("lm_head.weight", "model.embed_tokens.weight"),),
         ignore=(r".*\.rotary_emb\.inv_freq",),
     )
     return model, family

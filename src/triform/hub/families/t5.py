@@ -63,9 +63,9 @@ def _feed_forward(hf: Fields, switch: bool) -> tuple[config.FeedForward, dict[st
 def _stack(hf: Fields, side: str, dense: config.FeedForward, switch: bool) -> config.Stack:
     dropout, heads, head_width = hf.number("dropout_rate", 0.1), hf.whole("num_heads"), hf.whole("d_kv")
     norm = config.RMSNorm(eps=hf.number("layer_norm_epsilon", 1e-6))
-    depth = hf.whole("num_layers")
+    depth = hf.count("num_layers")
     if side == "decoder":
-        depth = hf.whole("num_decoder_layers", depth)
+        depth = hf.count("num_decoder_layers", depth)
     bucketed = config.Bucketed(
         buckets=hf.whole("relative_attention_num_buckets", 32), max_distance=hf.whole("relative_attention_max_distance", 128)
     )

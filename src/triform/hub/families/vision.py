@@ -64,7 +64,7 @@ def _tower(hf: Fields, tokens: config.Tokens | config.Patches, norm: config.Laye
         norm=norm,
         dropout=dropout[1],
     )
-    width, depth = hf.whole("hidden_size", 768), hf.whole("num_hidden_layers", 12)
+    width, depth = hf.whole("hidden_size", 768), hf.count("num_hidden_layers", 12)
     return config.Stack(width=width, depth=depth, input=tokens, pattern=(block,), norm=norm)
 
 
