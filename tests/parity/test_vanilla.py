@@ -11,6 +11,7 @@ from triform import config, hub, nn
 from triform.hub.families import VANILLA
 from triform.nn.position import sinusoids
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch on its own fast paths
 SMALL = {
     "encoder.width": 32, "decoder.width": 32, "encoder.depth": 2, "decoder.depth": 3, "encoder.input.vocab_size": 99,
     "decoder.input.vocab_size": 99, "encoder.input.scale": 32**0.5, "decoder.input.scale": 32**0.5,
