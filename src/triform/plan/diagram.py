@@ -145,12 +145,14 @@ def diagram(models: list[tuple[str, config.Model]]) -> str:
 
 
 def _legend(page: Canvas, y: float) -> None:
-    x = 4.0
+    x, drawn = 4.0, "".join(page.parts)
     page.text(x, y, "A query sees", size=12, fill=MUTED)
     x += text_width("A query sees", 12) + 10
     if x + 380 > page.right:
         x, y = 4.0, y + 20
     for name, colour in LEGEND:
+        if f'fill="{colour}"' not in drawn:
+            continue
         page.rect(x, y - 10, 11, 11, fill=colour, stroke="#94a3b8")
         page.text(x + 16, y, name, size=12, fill=INK)
         x += 16 + text_width(name, 12) + 16
