@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 # command: (module of this package that holds a typer app named `app`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "Train a storyteller, a critic and a translator from nothing, and show them."),
     "inspect": ("inspect", "Show what a model is made of, or draw it."),
     "presets": ("presets", "List the models known by name."),
     "data": ("data", "Named data: list it, fetch it, look at it."),

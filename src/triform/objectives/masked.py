@@ -62,11 +62,11 @@ class MaskedObjective(Objective):
         texts = [field_of(row, self.spec.text) for row in rows]
         for text, ids in zip(texts, t.encode_batch(texts, plain=True), strict=True):
             words = range(len(ids)) if cut is None else word_ids(t, text, cut)
-            numbers = [0 if w is None else w + 1 for w in words]
             for start in range(0, max(len(ids), 1), room):
-                part, number = ids[start : start + room], numbers[start : start + room]
-                first = next((n for n in number if n), 1) - 1
-                out.append({"text": [t.cls, *part, t.sep], "word": [0, *(max(n - first, 0) for n in number), 0]})
+                part = ids[start : start + room]
+                number: dict[int, int] = {}
+                own = [0 if w is None else number.setdefault(w, len(number) + 1) for w in words[start : start + room]]
+                out.append({"text": [t.cls, *part, t.sep], "word": [0, *own, 0]})
         return out
 
     def sizes(self) -> dict[str, int]:
