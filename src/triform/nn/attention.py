@@ -71,7 +71,7 @@ class Attention(nn.Module):
             probe["weights"] = self._weights(query, key, view)
         y = F.scaled_dot_product_attention(
             query, key, value,
-            attn_mask=view.mask if view.mask is None or view.mask.dtype == torch.bool else view.mask.type_as(query),
+            attn_mask=view.mask,
             is_causal=view.causal,
             dropout_p=self.spec.dropout if self.training else 0.0,
             scale=self.spec.scale,
@@ -99,5 +99,5 @@ class Attention(nn.Module):
         if view.causal:
             seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if seen is not None:
-            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min) if seen.dtype == torch.bool else scores + seen
-        return scores.softmax(-1).detach()
+            scores = scores.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else scores + seen
+        return scores.softmax(-1).nan_to_num().detach()  # a query that sees nothing has no weights

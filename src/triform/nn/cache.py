@@ -40,8 +40,6 @@ class Preallocated(Growing):
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + key.shape[2]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens and {end} are needed; make it with a larger capacity")
         if self.key is None or self.value is None:
             self.key = key.new_empty(*key.shape[:2], self.capacity, key.shape[3])
             self.value = value.new_empty(*value.shape[:2], self.capacity, value.shape[3])
@@ -71,7 +69,9 @@ class Windowed(Growing):
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         key, value = super().append(key, value)
         if (first := key.shape[2] - (self.window - 1)) > 0:
-            self.key, self.value = key[:, :, first:].clone(), value[:, :, first:].clone()
+            self.key, self.value = key[:, :, first:], value[:, :, first:]
+            if first > self.window:  # a view would keep all of a long pass alive
+                self.key, self.value = self.key.clone(), self.value.clone()
         return key, value
 
 
@@ -90,7 +90,11 @@ class Cache:
         self.seen: Tensor | None = None  # (B, length) False where padding; None: nowhere
         self.positions: Tensor | None = None  # (B, length); None: 0, 1, 2, ...
         self.memory_mask: Tensor | None = None  # of the encoder's output that the crosses hold
-        self.has_memory = False
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a first pass has left the encoder's keys and values here."""
+        return any(store.key is not None for store in self.crosses)
 
     @classmethod
     def growing(cls, model: config.Transformer, *, windowed: bool = True) -> Cache:
@@ -109,6 +113,8 @@ class Cache:
         stack = model.decoder
         if stack is None:
             raise ValueError("a cache is for models with a decoder, and this one has none")
+        if any(block.attention.mask == "bidirectional" for block in stack.pattern):
+            raise ValueError("a cache is for a decoder that looks back: expected a causal or prefix mask in every block, got bidirectional")
         layers: list[Growing] = []
         for index in range(stack.depth):
             window = stack.block(index).attention.window
@@ -119,13 +125,15 @@ class Cache:
         return cls(layers, [Growing() for _ in range(stack.depth)], windowed)
 
     def extend(self, batch: int, new: int, mask: Tensor | None, device: torch.device) -> Tensor:
-        """Make room for `new` slots and return their positions (B or 1, T), which count seen tokens only."""
+        """Make room for `new` slots and return their positions (B or 1, T), which count seen tokens only.
+
+        Raises ValueError, and changes nothing, where they do not fit.
+        """
+        self._check(new, mask)
         if mask is None and self.seen is None:
             self.length += new
             return torch.arange(self.length - new, self.length, device=device)[None]
         mask = torch.ones(batch, new, dtype=torch.bool, device=device) if mask is None else mask.bool()
-        if self.windowed and any(isinstance(s, Windowed) for s in self.layers) and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-            raise ValueError("a windowed cache needs rows padded on the left; pad so, or make the cache with windowed=False")
         if self.seen is None or self.positions is None or self.count is None:
             self.seen = torch.ones(batch, self.length, dtype=torch.bool, device=device)
             self.positions = torch.arange(self.length, device=device).expand(batch, -1)
@@ -136,6 +144,20 @@ class Cache:
         self.count = self.count + mask.sum(1, keepdim=True)
         self.length += new
         return at
+
+    def _check(self, new: int, mask: Tensor | None) -> None:
+        room = min((store.capacity for store in self.layers if isinstance(store, Preallocated)), default=None)
+        if room is not None and self.length + new > room:
+            raise ValueError(f"the cache holds {room} tokens and {self.length + new} are needed; make it with a larger capacity")
+        if (mask is None and self.seen is None) or not any(isinstance(store, Windowed) for store in self.layers):
+            return
+        # A window keeps slots, so padding may stand before a row's tokens or after the last, never between.
+        old = torch.ones(1, self.length, dtype=torch.bool) if self.seen is None else self.seen
+        now = torch.ones(len(old), new, dtype=torch.bool, device=old.device) if mask is None else mask.bool()
+        row = torch.cat((old[:, -1:].to(now.device).expand(len(now), -1), now), dim=1)
+        resumes = (~row[:, :-1] & row[:, 1:]).any(1) & old.any(1).to(now.device)
+        if bool(resumes.any() | (now[:, :-1] & ~now[:, 1:]).any()):
+            raise ValueError("a windowed cache needs rows padded on the left; pad so, or make the cache with windowed=False")
 
     def keys(self, window: int | None, new: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Positions (B or 1, S) and what is seen (B, S) of the keys that a layer with this window returns."""

@@ -25,9 +25,11 @@ class TokenInput(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor | None = None) -> Tensor:
         """`positions` (B or 1, T); `segments` (B, T), all 0 when left out."""
-        x = self.token(ids) * self.spec.scale
+        x = self.token(ids)
+        if self.spec.scale != 1.0:
+            x = x * self.spec.scale
         if self.position is not None:
-            x = x + self.position(positions)
+            x = x + self.position(positions).type_as(x)
         if self.segment is not None:
             x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
         out: Tensor = self.dropout(self.norm(x))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from triform import config
 
+from .norm import at_least_float
+
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
@@ -54,7 +56,7 @@ class FeedForward(nn.Module):
 class Routing:
     """What one layer of experts chose in one pass.
 
-    logits (N, E) of the router, chosen (N, K) and kept (N, K), False where an expert was
+    logits (N, E) of the router, in fp32 or better, chosen (N, K) and kept (N, K), False where an expert was
     full; padding left out.
     """
 
@@ -64,13 +66,13 @@ class Routing:
 
     def load_balance(self) -> Tensor:
         """E times the sum over experts of (share of choices) x (mean probability); 1 when even (Fedus et al. 2021, eq. 4)."""
-        count = self.logits.shape[-1]
-        share = F.one_hot(self.chosen, count).float().sum(1).mean(0) / self.chosen.shape[-1]
-        return count * (share * self.logits.float().softmax(-1).mean(0)).sum()
+        tokens, count = self.logits.shape
+        share = F.one_hot(self.chosen, count).sum((0, 1)) / max(1, self.chosen.numel())
+        return count * (share * self.logits.softmax(-1).sum(0) / max(1, tokens)).sum()
 
     def z_loss(self) -> Tensor:
         """Mean squared log-sum-exp of the router's logits (Zoph et al. 2022, eq. 5)."""
-        return self.logits.float().logsumexp(-1).square().mean()
+        return self.logits.logsumexp(-1).square().sum() / max(1, len(self.logits))
 
 
 class Experts(nn.Module):
@@ -94,16 +96,16 @@ class Experts(nn.Module):
         """x (B, T, D) to (B, T, D). Tokens not `seen` (B, T) get no expert and take no one's place."""
         flat = x.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(flat.float(), self.router.weight.float())
+            logits = F.linear(at_least_float(flat), at_least_float(self.router.weight))
         weights, chosen = logits.softmax(-1).topk(self.spec.top_k)
         if self.spec.renormalize:
             weights = weights / weights.sum(-1, keepdim=True)
         kept = torch.ones_like(chosen, dtype=torch.bool) if seen is None else seen.flatten()[:, None].expand_as(chosen)
         if self.spec.capacity is not None and self.training:
             kept = kept & self._admitted(chosen, kept, len(x))
-        y = torch.zeros_like(flat, dtype=torch.float) if self.shared is None else self.shared(flat).float()
-        y = self._dispatch(flat, y, weights * kept, chosen, kept)
-        real = slice(None) if seen is None else seen.flatten().bool()
+        y = torch.zeros_like(flat, dtype=logits.dtype) if self.shared is None else self.shared(flat).to(logits.dtype)
+        y = self._dispatch(flat, y, weights, chosen, kept)
+        real = slice(None) if seen is None else seen.flatten()
         return y.type_as(x).view_as(x), Routing(logits[real], chosen[real], kept[real])
 
     def _dispatch(self, x: Tensor, y: Tensor, weights: Tensor, chosen: Tensor, kept: Tensor) -> Tensor:
@@ -112,10 +114,13 @@ class Experts(nn.Module):
         slots = slots[chosen.flatten()[slots].argsort(stable=True)]
         counts = torch.bincount(chosen.flatten()[slots], minlength=self.spec.count).tolist()
         tokens = slots // self.spec.top_k
-        parts = [self._expert(e, part) for e, part in enumerate(torch.split(x[tokens], counts)) if len(part)]
+        # Unbound at once: the gradient of each `weight[e]` would be a tensor of all the experts' size.
+        tables = (self.up, self.up_bias, self.gate, self.gate_bias, self.down, self.down_bias)
+        experts = zip(*([None] * self.spec.count if table is None else table.unbind() for table in tables), strict=True)
+        parts = [self._expert(matrices, part) for matrices, part in zip(experts, torch.split(x[tokens], counts), strict=True) if len(part)]
         if not parts:
             return y
-        return y.index_add(0, tokens, torch.cat(parts).float() * weights.flatten()[slots, None].float())
+        return y.index_add(0, tokens, torch.cat(parts).to(y.dtype) * weights.flatten()[slots, None])
 
     def _admitted(self, chosen: Tensor, kept: Tensor, batch: int) -> Tensor:
         """False (N, K) for a token whose expert had its capacity of tokens of the same sequence before it."""
@@ -123,10 +128,10 @@ class Experts(nn.Module):
         order = places.view(batch, -1, self.spec.count).cumsum(1).view(*chosen.shape, -1)
         return order.gather(-1, chosen[..., None])[..., 0] <= (self.spec.capacity or 0)
 
-    def _expert(self, index: int, x: Tensor) -> Tensor:
-        def linear(weight: Tensor, bias: Tensor | None, z: Tensor) -> Tensor:
-            return F.linear(z, weight[index], None if bias is None else bias[index])
-
-        h = linear(self.up, self.up_bias, x)
-        h = self.activation(h) if self.gate is None else self.activation(linear(self.gate, self.gate_bias, x)) * h
-        return linear(self.down, self.down_bias, self.dropout(h))
+    def _expert(self, matrices: tuple[Tensor | None, ...], x: Tensor) -> Tensor:
+        up, up_bias, gate, gate_bias, down, down_bias = matrices
+        assert up is not None
+        assert down is not None
+        h = F.linear(x, up, up_bias)
+        h = self.activation(h) if gate is None else self.activation(F.linear(x, gate, gate_bias)) * h
+        return F.linear(self.dropout(h), down, down_bias)

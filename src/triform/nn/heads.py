@@ -36,11 +36,13 @@ class LanguageModel(nn.Module):
             x = self.norm(ACTIVATIONS[self.spec.transform](self.dense(x)))
         return x if self.spec.scale == 1.0 else x * self.spec.scale
 
-    def matrix(self, table: Tensor) -> Tensor:
+    def matrix(self, table: Tensor | None) -> Tensor:
         """The output matrix (V, D): its own, or the token embedding's `table` when tied."""
-        return table if self.weight is None else self.weight
+        matrix = table if self.weight is None else self.weight
+        assert matrix is not None, "a tied head needs the stack's input, which holds the table"
+        return matrix
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None) -> Tensor:
         return F.linear(self.features(x), self.matrix(table), self.bias)
 
 
@@ -53,12 +55,12 @@ def pool(x: Tensor, how: config.Pooling, mask: Tensor | None, end: Tensor | None
     if how == "mean":
         if mask is None:
             return x.mean(1)
-        weight = mask.to(x.dtype)[..., None]
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+        total = (x * mask[..., None].to(x.dtype)).sum(1)
+        return total / mask.sum(1, keepdim=True).clamp(min=1).to(x.dtype)
     if how == "end":
-        if end is None or not bool(end.any(1).all()):
+        mask = end if end is None or mask is None else end & mask
+        if mask is None or not bool(mask.any(1).all()):
             raise ValueError("pooling at the end token: expected one in every row; add it to the input")
-        mask = end
     if how == "first":
         return x[:, 0] if mask is None else x[rows, mask.int().argmax(1)]
     if mask is None:

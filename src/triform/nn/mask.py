@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from triform import config
@@ -22,8 +23,9 @@ class Layout:
     """What tokens belong to, where position and padding do not say it all; each (B, T).
 
     segments: token types (BERT's sentence A and B).
-    documents: the number of the packed document a token belongs to, in runs; tokens
-        of different documents never see each other and positions restart with each.
+    documents: the number of the packed document a token belongs to, each a run of its
+        own; negative where padding. Tokens of different documents never see each other
+        and positions restart with each.
     prefix: True for the tokens that a prefix mask lets see each other both ways; a
         cached pass must hold the whole prefix.
     target_documents: `documents` of the decoder's input of an encoder-decoder.
@@ -47,12 +49,21 @@ class View(NamedTuple):
     causal: bool = False
 
 
-def positions_of(documents: Tensor) -> Tensor:
-    """Positions (B, T) that restart with each run of equal document numbers (B, T)."""
-    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    starts = torch.zeros_like(index)
-    starts[:, 1:] = index[:, 1:] * (documents[:, 1:] != documents[:, :-1])
-    return index - starts.cummax(1).values
+def positions_of(ids: Tensor, seen: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    """Positions (B or 1, T) of the tokens of a pass, `ids` (B, T) or their vectors (B, T, D).
+
+    They count `seen` tokens only, so that padding on either side changes nothing, and
+    restart with each run of equal document numbers.
+    """
+    if seen is None and documents is None:
+        return torch.arange(ids.shape[1], device=ids.device)[None]
+    count = torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device) if seen is None else seen.long()
+    at = count.cumsum(1) - 1
+    if documents is not None:
+        starts = torch.zeros_like(at)
+        starts[:, 1:] = (at - count + 1)[:, 1:] * (documents[:, 1:] != documents[:, :-1])
+        at = at - starts.cummax(1).values
+    return at.clamp(min=0)
 
 
 def visible(attention: config.Attention, distance: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -66,14 +77,18 @@ def visible(attention: config.Attention, distance: Tensor, prefix: Tensor | None
     if attention.window is not None:
         seen = seen & (distance > -attention.window) & (distance < attention.window)
     if attention.mask == "prefix" and prefix is not None:
-        both = prefix[:, :, None] & prefix[:, None, :]
+        both = prefix.bool()[:, :, None] & prefix.bool()[:, None, :]
         older = distance.shape[2] - both.shape[2]
-        seen = seen | torch.nn.functional.pad(both, (older, 0))
+        seen = seen | F.pad(both, (older, 0))
     return seen
 
 
-def hidden_score(dtype: torch.dtype, device_type: str) -> float:
-    """The score of a key that must not be seen: finite, so that a row that sees nothing gives no NaN."""
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    return torch.finfo(dtype).min / 2
+def masked_bias(bias: Tensor, seen: Tensor, x: Tensor) -> Tensor:
+    """Scores to add (B, H, T, S): the bias where a query sees a key, else a number that leaves the key no weight.
+
+    They are of the dtype that attention to x runs in. The number is finite, so that a row
+    that sees nothing gives no NaN.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return bias.to(dtype).masked_fill(~seen, torch.finfo(dtype).min / 2)

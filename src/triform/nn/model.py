@@ -22,7 +22,7 @@ from .embed import TokenInput
 from .feedforward import Routing
 from .heads import Classify, LanguageModel, build_head
 from .init import initialize
-from .loss import IGNORE, linear_cross_entropy
+from .loss import linear_cross_entropy, scored
 from .mask import Layout, View
 from .stack import Stack
 
@@ -121,6 +121,8 @@ class Transformer(nn.Module):
                     raise ValueError("an encoder-decoder needs target, the decoder's input, beside inputs")
                 memory, across = hidden, self._across(mask, layout, cache)
                 ids, seen = target, target_mask
+                if (layout.documents is None) != (layout.target_documents is None):
+                    raise ValueError("packed documents of an encoder-decoder: expected both documents and target_documents, got one")
                 layout = Layout(documents=layout.target_documents)
             hidden, more = self.decoder(ids, seen, layout, (memory, across), cache, trace)
             routing = routing + more
@@ -135,7 +137,7 @@ class Transformer(nn.Module):
     def _across(self, mask: Tensor | None, layout: Layout, cache: Cache | None) -> View:
         if cache is not None:
             if not cache.has_memory:
-                cache.has_memory, cache.memory_mask = True, mask
+                cache.memory_mask = mask
             mask = cache.memory_mask
         seen = None if mask is None else mask[:, None, None].bool()
         if layout.documents is not None and layout.target_documents is not None:
@@ -154,19 +156,17 @@ class Transformer(nn.Module):
         return judged
 
     @property
-    def token_table(self) -> Tensor:
-        """The token embedding (V, D) of the stack that the head reads."""
-        assert isinstance(self.last.input, TokenInput)
-        return self.last.input.token.weight
+    def token_table(self) -> Tensor | None:
+        """The token embedding (V, D) of the stack that the head reads; None on a stage of a pipeline that lacks it."""
+        return self.last.input.token.weight if isinstance(self.last.input, TokenInput) else None
 
     def language_model_loss(self, hidden: Tensor, labels: Tensor, *, z_loss: float = 0.0, smoothing: float = 0.0) -> Tensor:
         """Summed cross-entropy (nats) of the language-model head over labels (B, T), made in chunks (see `linear_cross_entropy`)."""
         if not isinstance(self.head, LanguageModel):
             raise ValueError(f"a language-model loss needs a LanguageModel head, and this model has {type(self.config.head).__name__}")
-        kept = labels != IGNORE
-        features = self.head.features(hidden[kept])
+        hidden, labels = scored(hidden, labels)
         matrix = self.head.matrix(self.token_table)
-        return linear_cross_entropy(features, matrix, labels[kept], self.head.bias, z_loss=z_loss, smoothing=smoothing)
+        return linear_cross_entropy(self.head.features(hidden), matrix, labels, self.head.bias, z_loss=z_loss, smoothing=smoothing)
 
 
 class DualEncoder(nn.Module):
@@ -182,7 +182,8 @@ class DualEncoder(nn.Module):
 
     def embed_text(self, ids: Tensor, mask: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """Unit vectors (B, width) of texts (B, T)."""
-        end = ids.argmax(1) if self.config.end_token is None else (ids == self.config.end_token).int().argmax(1)
+        rank = ids if self.config.end_token is None else (ids == self.config.end_token).int()
+        end = (rank if mask is None else rank.masked_fill(~mask.bool(), -1)).argmax(1)
         x, _ = self.text(ids, mask, trace=trace)
         return F.normalize(self.text_out(x[torch.arange(len(x), device=x.device), end]), dim=-1)
 

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from triform import config
 
 
+def at_least_float(x: Tensor) -> Tensor:
+    """x in fp32, or in fp64 where it is so already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in fp32; the scale is `1 + weight` with a unit offset (Gemma)."""
+    """x / rms(x) * weight, computed in fp32 or better; the scale is `1 + weight` with a unit offset (Gemma)."""
 
     def __init__(self, spec: config.RMSNorm, width: int) -> None:
         super().__init__()
@@ -18,8 +23,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.float() + 1 if self.spec.unit_offset else self.weight.float()
-        return F.rms_norm(x.float(), x.shape[-1:], weight, self.spec.eps).type_as(x)
+        wide, weight = at_least_float(x), at_least_float(self.weight)
+        return F.rms_norm(wide, x.shape[-1:], weight + 1 if self.spec.unit_offset else weight, self.spec.eps).type_as(x)
 
 
 def build_norm(spec: config.Norm | None, width: int) -> nn.Module:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triform import config
+
+from .norm import at_least_float
 
 
 def sinusoids(positions: Tensor, width: int, base: float = 10_000.0) -> Tensor:
@@ -31,7 +34,7 @@ class InputPosition(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         if isinstance(self.spec, config.Learned):
-            return self.weight[positions + self.spec.offset]
+            return F.embedding(positions + self.spec.offset, self.weight)
         return sinusoids(positions, self.width, self.spec.base)
 
 
@@ -80,7 +83,7 @@ def rotation(rotary: config.Rotary, positions: Tensor, width: int) -> Rotation:
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
     """Turn the pairs (i, i + half) of the last dimension of x (B, H, T, width)."""
     cos, sin = turn
-    left, right = x.float().chunk(2, dim=-1)
+    left, right = at_least_float(x).chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x)
 
 
@@ -111,7 +114,7 @@ class BucketedBias(nn.Module):
         return start + torch.where(distance < exact, distance, far)
 
     def forward(self, distance: Tensor) -> Tensor:
-        return self.weight[self.bucket(distance)].permute(0, 3, 1, 2)
+        return F.embedding(self.bucket(distance), self.weight).permute(0, 3, 1, 2)
 
 
 class AlibiBias(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from triform import config
@@ -17,7 +16,7 @@ from .attention import Attention, Trace
 from .cache import Cache
 from .embed import PatchInput, TokenInput
 from .feedforward import Experts, FeedForward, Routing
-from .mask import Layout, View, hidden_score, positions_of, visible
+from .mask import Layout, View, masked_bias, positions_of, visible
 from .norm import build_norm
 from .position import AlibiBias, BucketedBias, rotation
 
@@ -97,18 +96,23 @@ def _build_bias(position: config.Bucketed | config.Alibi, heads: int, both_ways:
 
 
 class Stack(nn.Module):
-    """An input, `depth` blocks and a final norm. Layers are addressed by their global index, and the ends may be absent."""
+    """An input, `depth` blocks and a final norm.
+
+    Layers are addressed by their global index. For a stage of a pipeline `input` and `norm`
+    may be set to None and layers deleted; without an input the stack takes hidden states.
+    """
 
     def __init__(self, spec: config.Stack, name: str, memory_width: int | None = None) -> None:
         super().__init__()
         self.spec, self.name = spec, name
+        self.input: PatchInput | TokenInput | None
         self.input = PatchInput(spec.input, spec.width) if isinstance(spec.input, config.Patches) else TokenInput(spec.input, spec.width)
         self.distinct = list(dict.fromkeys(block.attention for block in spec.pattern))
         self.layers = nn.ModuleDict()
         for index in range(spec.depth):
             block = spec.block(index)
             self.layers[str(index)] = Block(block, spec.width, self.distinct.index(block.attention), memory_width)
-        self.norm = build_norm(spec.norm, spec.width)
+        self.norm: nn.Module | None = build_norm(spec.norm, spec.width)
         kinds = [_bias_kind(attention) for attention in self.distinct]
         distinct = list(dict.fromkeys(kind for kind in kinds if kind is not None))
         self.biases = nn.ModuleList(_build_bias(*kind) for kind in distinct)  # each shared by the layers that name it
@@ -123,66 +127,53 @@ class Stack(nn.Module):
         cache: Cache | None = None,
         trace: Trace | None = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """ids (B, T), or pixels, to (B, T, D). `mask` (B, T) is False where padding; `memory` is another stack's output and its view."""
+        """ids (B, T), pixels, or what an earlier stage gave, to (B, T, D).
+
+        `mask` (B, T) is False where padding; `memory` is another stack's output and its view.
+        """
         layout = layout or Layout()
-        seen: Tensor | None = None
-        if isinstance(self.input, PatchInput):
-            x = self.input(inputs)
-            at = keys_at = torch.arange(x.shape[1], device=x.device)[None]
-            keys_seen = None
-        else:
-            seen = None if mask is None else mask.bool()
+        x = self.input(inputs) if isinstance(self.input, PatchInput) else inputs
+        seen = None if mask is None else mask.bool()
+        if layout.documents is not None:
             if cache is not None:
-                if layout.documents is not None:
-                    raise ValueError("packed documents are for training and scoring; with a cache, give each document a row of its own")
-                at, keys_at, keys_seen = cache.extend(len(inputs), inputs.shape[1], seen, inputs.device), None, None
-            else:
-                at = self._positions(inputs, seen, layout.documents)
-                keys_at, keys_seen = at, seen
-            self._check(at, inputs.shape[1] if cache is None else cache.length)
+                raise ValueError("packed documents are for training and scoring; with a cache, give each document a row of its own")
+            seen = layout.documents >= 0 if seen is None else seen & (layout.documents >= 0)
+        at = positions_of(x, seen, layout.documents) if cache is None else cache.extend(len(x), x.shape[1], seen, x.device)
+        self._check(at, x.shape[1] if cache is None else cache.length)
+        if isinstance(self.input, TokenInput):
             x = self.input(inputs, at, layout.segments)
         views = []
         for index, attention in enumerate(self.distinct):
-            if cache is not None:
-                keys_at, keys_seen = cache.keys(attention.window, inputs.shape[1], inputs.device)
-            assert keys_at is not None
+            keys_at, keys_seen = (at, seen) if cache is None else cache.keys(attention.window, x.shape[1], x.device)
             views.append(self._view(index, (at, keys_at, keys_seen), layout, x))
         scene = Scene(views, memory[1], memory[0], seen, cache, trace, self.name)
         for key, layer in self.layers.items():
             if trace is not None:
                 trace.hidden.append(x)
             x = layer(x, scene, int(key))
-        x = self.norm(x)
+        if self.norm is not None:
+            x = self.norm(x)
         if trace is not None:
             trace.hidden.append(x)
         return x, scene.routing
 
     def _check(self, at: Tensor, slots: int) -> None:
         """Refuse positions that were not learned. Padding and packing leave fewer positions than slots, which are cheaper to count."""
-        assert isinstance(self.spec.input, config.Tokens)
-        position = self.spec.input.position
+        position = self.spec.input.position if isinstance(self.spec.input, config.Tokens) else None
         if not isinstance(position, config.Learned) or slots <= position.length:
             return
         needed = slots if at.is_meta else int(at.max()) + 1
         if needed > position.length:
             raise ValueError(f"the {self.name} has {position.length} learned positions and the sequence needs {needed}; shorten it")
 
-    def _positions(self, ids: Tensor, seen: Tensor | None, documents: Tensor | None) -> Tensor:
-        """Positions (B or 1, T) count seen tokens only, so that padding on either side changes nothing."""
-        if documents is not None:
-            return positions_of(documents)
-        if seen is None:
-            return torch.arange(ids.shape[1], device=ids.device)[None]
-        return (seen.long().cumsum(1) - 1).clamp(min=0)
-
     def _view(self, index: int, place: tuple[Tensor, Tensor, Tensor | None], layout: Layout, x: Tensor) -> View:
-        attention, biased = self.distinct[index], self._bias_of[index]
+        attention, bias = self.distinct[index], self._bias_of[index]
         at, keys_at, keys_seen = place
         turn = None
         if isinstance(attention.position, config.Rotary):
             turn = rotation(attention.position, at, self.spec.head_width(attention))
         has_prefix = attention.mask == "prefix" and layout.prefix is not None
-        plain = keys_seen is None and layout.documents is None and biased is None and not has_prefix
+        plain = keys_seen is None and layout.documents is None and bias is None and not has_prefix
         if plain and (attention.window is None or max(at.shape[1], keys_at.shape[1]) <= attention.window):
             if attention.mask == "bidirectional" or at.shape[1] == 1:
                 return View(None, turn)
@@ -195,6 +186,4 @@ class Stack(nn.Module):
         if layout.documents is not None:
             mask = mask & (layout.documents[:, None, :] == layout.documents[:, :, None])
         mask = mask[:, None]
-        if biased is not None:
-            mask = self.biases[biased](distance).masked_fill(~mask, hidden_score(x.dtype, x.device.type))
-        return View(mask, turn)
+        return View(mask if bias is None else masked_bias(self.biases[bias](distance), mask, x), turn)
