@@ -17,7 +17,7 @@ CONTINUATIONS = (
 )
 
 
-def curve(name: str, start: float, end: float, steps: int, every: int = 1, unit: str = "nats per token") -> dict[str, Any]:
+def curve(name: str, start: float, end: float, steps: int, every: int = 1, unit: str = "nats per label") -> dict[str, Any]:
     draw = random.Random(name)
     noise = 0.06 if every == 1 else 0.01
     points = [[s, end + (start - end) * math.exp(-4 * s / steps) + draw.gauss(0, noise)] for s in range(every, steps + 1, every)]
@@ -50,15 +50,15 @@ def base(stage: str, title: str, task: str, seconds: float, tokens: int) -> dict
 def storyteller() -> dict[str, Any]:
     tokens = list("却说曹操引兵追赶，玄德大惊。")
     return base(
-        "storyteller", "Storyteller", "Continues a passage of 三国演义; its last twelve chapters are held out.", 131.4, 1_638_400
+        "storyteller", "The storyteller", "Continues a passage of 三国演义; its last twelve chapters are held out.", 131.4, 1_638_400
     ) | {
-        "curves": [curve("training loss", 8.2, 4.3, 400), curve("validation loss", 8.0, 4.55, 400, 50)],
+        "curves": [curve("training, training", 8.2, 4.3, 400), curve("training, held-out", 8.0, 4.55, 400, 50)],
         "figures": [
-            figure("Storyteller", 5.412, "bits per character", "lower", True, "1.8 M tokens seen"),
+            figure("The storyteller", 5.412, "bits per character", "lower", True, "1.8 M tokens seen"),
             figure("interpolated trigram", 5.873, "bits per character", "lower", note="same training text"),
             figure("unigram", 8.914, "bits per character", "lower"),
         ],
-        "goal": {"text": "Ahead of the interpolated trigram on held-out text.", "met": True, "detail": "5.412 against 5.873."},
+        "goal": {"text": "ahead of the trigram on held-out chapters", "met": True, "detail": "ahead by 0.46 bits per character"},
         "samples": [
             {"input": "却说曹操", "output": CONTINUATIONS[0], "reference": None, "note": "temperature 0.8, top-p 0.9"},
             {"input": "孔明曰：", "output": CONTINUATIONS[1], "reference": None, "note": None},
@@ -70,19 +70,18 @@ def storyteller() -> dict[str, Any]:
 
 def critic() -> dict[str, Any]:
     tokens = ["[CLS]", "房间", "很", "干净", "，", "服务", "态度", "也", "不错", "，", "下次", "还会", "再来", "[SEP]"]
-    return base("critic", "Critic", "Reads a review and says whether its writer was content.", 154.0, 2_457_600) | {
+    return base("critic", "The critic", "Reads a review and says whether its writer was content.", 154.0, 2_457_600) | {
         "curves": [
-            curve("pretraining: training loss", 8.3, 4.9, 300), curve("pretraining: validation loss", 8.1, 5.1, 300, 50),
-            curve("judging: fine-tuned", 0.69, 0.26, 200), curve("judging: without pretraining", 0.7, 0.36, 200),
-            curve("judging: accuracy, fine-tuned", 60, 88.2, 200, 25, "%"),
-            curve("judging: accuracy, without pretraining", 55, 85.0, 200, 25, "%"),
+            curve("pretraining, training", 8.3, 4.9, 300), curve("pretraining, held-out", 8.1, 5.1, 300, 50),
+            curve("fine-tuning, training", 0.69, 0.26, 200), curve("fine-tuning, held-out", 0.69, 0.31, 200, 25),
+            curve("without pretraining: training", 0.7, 0.36, 200),
         ],
         "figures": [
-            figure("Critic", 87.6, "%", "higher", True, "pretrained on the reviews, then fine-tuned"),
-            figure("Critic without pretraining", 84.9, "%", "higher", True),
-            figure("TF-IDF and logistic regression", 88.1, "%", "higher", note="words by jieba, unigrams and bigrams"),
+            figure("Critic", 87.6, "% correct", "higher", True, "pretrained on the reviews, then fine-tuned"),
+            figure("Critic without pretraining", 84.9, "% correct", "higher", True),
+            figure("TF-IDF and logistic regression", 88.1, "% correct", "higher", note="words by jieba, unigrams and bigrams"),
         ],
-        "goal": {"text": "At or above the linear model.", "met": False, "detail": "Missed by 0.5 points: 87.6 against 88.1 %."},
+        "goal": {"text": "at or above the linear model on held-out reviews", "met": False, "detail": "missed by 0.50 points"},
         "samples": [
             {"input": "房间很干净，服务态度也不错，下次还会再来。", "output": "content", "reference": "content", "note": "98.1 %"},
             {"input": "隔音太差了，一晚上没睡好！", "output": "not content", "reference": "not content", "note": "96.4 %"},
@@ -95,21 +94,21 @@ def critic() -> dict[str, Any]:
 
 def translator() -> dict[str, Any]:
     pinyin, characters = PINYIN.split(), list("玄德与关羽张飞桃园结义")
-    return base("translator", "Translator", "Writes the characters for a line of pinyin without tones.", 142.7, 2_048_000) | {
-        "curves": [curve("training loss", 8.4, 0.9, 350), curve("validation loss", 8.2, 1.2, 350, 50)],
+    return base("translator", "The translator", "Writes the characters for a line of pinyin without tones.", 142.7, 2_048_000) | {
+        "curves": [curve("training, training", 8.4, 0.9, 350), curve("training, held-out", 8.2, 1.2, 350, 50)],
         "figures": [
-            figure("Translator", 71.3, "%", "higher", True, "characters right"),
-            figure("most frequent character for each syllable", 52.4, "%", "higher"),
+            figure("Translator", 71.3, "% of characters", "higher", True, "characters right"),
+            figure("most frequent character for each syllable", 52.4, "% of characters", "higher"),
         ],
-        "goal": {"text": "At least 15 points above the baseline.", "met": True, "detail": "18.9 points above."},
+        "goal": {"text": "at least 15 points above the baseline", "met": True, "detail": "ahead by 3.90 points"},
         "samples": [
             {"input": " ".join(pinyin), "output": "玄德与关羽张飞桃园结义", "reference": "玄德与关羽张飞桃园结义", "note": None},
             {"input": "cao cao yin bing zhi chi bi", "output": "曹操引兵至此壁", "reference": "曹操引兵至赤壁", "note": None},
         ],
         "masks": [
-            {"name": "encoder, bidirectional", "grid": plan.mask_grid(config.Attention(heads=1), 12)},
-            {"name": "decoder, causal", "grid": plan.mask_grid(config.Attention(heads=1, mask="causal"), 12)},
-            {"name": "cross-attention", "grid": [[1] * 10 for _ in range(12)]},
+            {"name": "encoder: bidirectional", "grid": plan.mask_grid(config.Attention(heads=1), 12)},
+            {"name": "decoder: causal", "grid": plan.mask_grid(config.Attention(heads=1, mask="causal"), 12)},
+            {"name": "decoder to encoder: all", "grid": [[1] * 10 for _ in range(12)]},
         ],
         "attention": [
             attention("cross-attention, layer 2, head 1", characters, pinyin, diagonal=True),

@@ -11,7 +11,7 @@ from triform.plan.svg import text_width
 
 WIDTH, HEIGHT = 480, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 26, 40
-_POINTS = 200  # of one curve; longer ones are averaged down
+_POINTS = 100  # of one curve; longer ones are averaged down
 _TOKENS = 64  # rows or columns of an attention map that are drawn
 
 Point = tuple[float, float]
@@ -24,7 +24,7 @@ def number(value: float) -> str:
 
 def measure(value: float, unit: str) -> str:
     """A figure with its unit."""
-    return f"{value:.1f} %" if unit == "%" else f"{value:.3f} {unit}".rstrip()
+    return f"{value:.{1 if unit.startswith('%') else 3}f} {unit}".rstrip()
 
 
 def line_chart(curves: Sequence[dict[str, Any]], unit: str) -> str:
@@ -96,7 +96,8 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 def bars(figures: Sequence[dict[str, Any]]) -> str:
     """Figures of one unit as labelled bars from zero, ours and the best one marked."""
     unit, lower = str(figures[0]["unit"]), figures[0]["better"] == "lower"
-    largest = 100 if unit == "%" else max(abs(figure["value"]) for figure in figures) or 1
+    percent = unit.startswith("%")
+    largest = 100 if percent else max(abs(figure["value"]) for figure in figures) or 1
     best = (min if lower else max)(figure["value"] for figure in figures)
     rows = []
     for figure in sorted(figures, key=lambda figure: figure["value"], reverse=not lower):
@@ -107,7 +108,7 @@ def bars(figures: Sequence[dict[str, Any]]) -> str:
         rows.append(
             f'<div class="bar{mine}"><span class="label">{escape(str(figure["label"]))} {tag}{note}</span>'
             f'<span class="track"><i style="width:{width:.2f}%"></i></span>'
-            f'<span class="value">{escape(measure(figure["value"], unit if unit == "%" else ""))}</span></div>'
+            f'<span class="value">{escape(measure(figure["value"], "%" if percent else ""))}</span></div>'
         )
     direction = "lower" if lower else "higher"
     return f'<div class="bars"><p class="unit">{escape(unit)}, {direction} is better</p>{"".join(rows)}</div>'

@@ -182,7 +182,7 @@ def _architectures(stages: list[Stage]) -> str:
 
 def _masks(stage: Stage) -> str:
     return "".join(
-        f'<figure><div class="paper">{mask_svg(mask["grid"], cross="cross" in mask["name"].lower())}</div>'
+        f'<figure><div class="paper">{mask_svg(mask["grid"], cross=bool(re.search("cross| to ", mask["name"])))}</div>'
         f"<figcaption>{escape(stage['title'])}: {escape(mask['name'])}</figcaption></figure>"
         for mask in stage["masks"]
     )
@@ -192,8 +192,9 @@ def _section(name: str, stage: Stage) -> str:
     goal = stage.get("goal")
     verdict = ""
     if goal:
-        detail = f" {escape(goal['detail'])}" if goal.get("detail") else ""
-        verdict = f'<div class="goal{"" if goal["met"] else " missed"}"><p>{_chip(stage)} <b>{escape(goal["text"])}</b>{detail}</p></div>'
+        detail = f": {escape(goal['detail'])}" if goal.get("detail") else ""
+        aim = escape(goal["text"][:1].upper() + goal["text"][1:])
+        verdict = f'<div class="goal{"" if goal["met"] else " missed"}"><p>{_chip(stage)} <b>{aim}</b>{detail}</p></div>'
     facts = {
         "Parameters": f"{stage['parameters']:,}",
         "Training FLOPs": _scientific(stage["training_flops"]),
@@ -218,13 +219,17 @@ def _figures(stage: Stage) -> str:
     return "<h3>Against the baselines</h3>" + "".join(map(bars, groups.values())) if groups else ""
 
 
+def _split(name: str) -> tuple[str, str]:
+    run, *rest = re.split("[:,] ", name, maxsplit=1)
+    return (run, rest[0]) if rest else ("", name)
+
+
 def _curves(stage: Stage) -> str:
-    """A chart for each run and unit; the run is what stands before a colon in a curve's name."""
+    """A chart for each run and unit; the run is what a curve's name has before a colon or comma."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for curve in stage["curves"]:
-        run, colon, name = str(curve["name"]).rpartition(":")
-        group = groups.setdefault((run.strip(), str(curve.get("unit", ""))), [])
-        group.append({"name": name.strip() if colon else curve["name"], "points": curve["points"]})
+        run, name = _split(str(curve["name"]))
+        groups.setdefault((run or "", str(curve.get("unit", ""))), []).append({"name": name, "points": curve["points"]})
     charts = [(run, line_chart(curves, unit)) for (run, unit), curves in groups.items()]
     figures = "".join(f"<figure><figcaption>{escape(run)}</figcaption>{chart}</figure>" for run, chart in charts if chart)
     return f'<h3>Learning curves</h3><div class="grid-of">{figures}</div>' if figures else ""
@@ -250,11 +255,11 @@ def _samples(stage: Stage) -> str:
     for sample in stage["samples"]:
         output, reference = str(sample["output"]), sample.get("reference")
         shown = _text(output)
-        if reference is not None and reference != output and re.search(r"[\u4e00-\u9fff]", output):
+        if reference is not None and reference != output and len(str(reference)) > 4 and re.search(r"[\u4e00-\u9fff]", output):
             shown, marked = _marked(output, str(reference)), True
         rows = [("Input", "", _text(str(sample["input"]))), ("Output", ' class="output"', shown)]
         if reference is not None:
-            rows.append(("Reference", "", _text(str(reference)) + (" ✓" if reference == output else "")))
+            rows.append(("Reference", "", _text(str(reference)) + (" ✓" if reference == output else " ✗")))
         if sample.get("note"):
             rows.append(("Note", "", _text(str(sample["note"]))))
         cards.append('<div class="sample"><dl>' + "".join(f"<dt>{k}</dt><dd{c}>{v}</dd>" for k, c, v in rows) + "</dl></div>")
