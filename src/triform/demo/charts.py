@@ -152,6 +152,8 @@ def attention_map(name: str, rows: Sequence[str], columns: Sequence[str], weight
 
 
 def _visible(token: str) -> str:
-    """A token's text with blanks made visible."""
+    """A token's text with blanks made visible; a dot for a token without text."""
     shown = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    if not shown:
+        return "·"
     return shown if len(shown) <= 14 else shown[:13] + "…"

@@ -183,7 +183,7 @@ def _architectures(stages: list[Stage]) -> str:
 def _masks(stage: Stage) -> str:
     return "".join(
         f'<figure><div class="paper">{mask_svg(mask["grid"], cross=bool(re.search("cross| to ", mask["name"])))}</div>'
-        f"<figcaption>{escape(stage['title'])}: {escape(mask['name'])}</figcaption></figure>"
+        f"<figcaption>{escape(stage['title'])}; {escape(mask['name'])}</figcaption></figure>"
         for mask in stage["masks"]
     )
 
