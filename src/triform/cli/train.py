@@ -1,6 +1,7 @@
 """`triform train`: run a recipe."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -31,5 +32,6 @@ def train(
             figures.append(f"validation {result.validation_loss:.3f}")
         print(f"{', '.join(figures)}; the model is in {folder / 'model'}")
     else:
-        print(f"stopped after step {result.steps}; go on with: triform train {recipe} {' '.join(overrides or ())} --out {folder} --resume")
+        again = shlex.join(["triform", "train", str(recipe), *(overrides or ()), "--out", str(folder), "--resume"])
+        print(f"stopped after step {result.steps}; go on with: {again}")
     return 0 if result.finished else 130

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, U target tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,10 @@ Sample = dict[str, np.ndarray]
 class Batch:
     """Tensors of one micro-batch.
 
-    inputs (B, T), mask (B, T) False where padding or None, target and target_mask (B, U)
-    for an encoder-decoder, labels (B, T), (B, U) or (B,) with IGNORE where nothing is scored.
+    inputs (B, T) of ids; mask (B, T), False where padding, or None where there is none;
+    target and target_mask (B, U) for the decoder of an encoder-decoder; labels (B, T),
+    (B, U) or (B,), IGNORE where nothing is scored; layout.documents (B, T) where rows
+    hold several documents.
     """
 
     inputs: Tensor
@@ -67,7 +69,11 @@ class Batch:
 
 @dataclass
 class Loss:
-    """total: summed over the batch's labels, to be divided by the whole step's count. metrics: sums over the same labels."""
+    """What a batch costs.
+
+    total: a scalar, summed over the batch's labels, to be divided by the whole step's count. metrics: sums over
+    the same labels. auxiliary: "load_balance" and "router_z" of models with experts, means over the batch's tokens.
+    """
 
     total: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
@@ -75,17 +81,16 @@ class Loss:
 
 
 class Samples:
-    """The samples of one split: how many, how long each is, and each by its index."""
+    """The samples of one split: how many, how long each is (tokens), and each by its index."""
 
-    def __init__(self, lengths: np.ndarray, get: Any) -> None:
+    def __init__(self, lengths: np.ndarray, get: Callable[[int], Sample]) -> None:
         self.lengths, self._get = lengths, get
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Sample:
-        found: Sample = self._get(int(index))
-        return found
+        return self._get(int(index))
 
 
 class Objective(ABC):
@@ -106,11 +111,11 @@ class Objective(ABC):
 
     @abstractmethod
     def samples(self, shards: Shards) -> Samples:
-        """The samples that shards hold."""
+        """The samples that shards hold; what is in one is the collator's affair."""
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
-        """One batch; `seeds` hold one seed a sample for what is drawn at random."""
+        """One batch; `seeds` holds one seed a sample for what is drawn at random, so that a batch can be made again."""
 
     @abstractmethod
     def check(self, model: config.Model) -> None:
@@ -177,12 +182,21 @@ def documents(shards: Shards, column: str, length: int) -> Samples:
     return Samples(lengths, get)
 
 
-def field_of(row: Mapping[str, Any], name: str, where: str = "text") -> str:
-    """A row's text field. Raises ValueError that lists the fields there are."""
+def field_of(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """A field of a row. Raises ValueError that lists the fields there are."""
     if name not in row:
         there = ", ".join(map(str, row))
         raise ValueError(f"a row of the data has no field {name!r} for the {where}; it has {there}; name one in the recipe's objective")
-    return str(row[name])
+    return row[name]
+
+
+def texts_of(rows: Sequence[Mapping[str, Any]], name: str, where: str = "text") -> list[str]:
+    """A field of text of each row. Raises ValueError for a row without it, or where it is something else."""
+    texts = [field_of(row, name, where) for row in rows]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"a row of the data has {text!r} in its field {name!r}; expected text; leave such rows out")
+    return texts
 
 
 def need(condition: bool, objective: str, what: str, got: object) -> None:
@@ -197,5 +211,3 @@ def need_language_model(model: config.Model, objective: str, form: str) -> confi
     assert isinstance(model, config.Transformer)
     need(isinstance(model.head, config.LanguageModel), objective, "a LanguageModel head", type(model.head).__name__)
     return model
-
-

@@ -14,7 +14,7 @@ from triform.data.shards import Shards
 from triform.nn import IGNORE
 from triform.text.framing import opening
 
-from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, packed, stack_rows
+from .base import Batch, Objective, Sample, Samples, need, need_language_model, packed, stack_rows, texts_of
 
 
 @spec
@@ -28,9 +28,17 @@ class Causal:
         if self.length < 2:
             raise ValueError(f"length: expected at least 2 tokens, got {self.length}")
 
+    def longest(self) -> dict[str, tuple[str, int]]:
+        """For each stack the field that decides on its longest row, and that row's tokens."""
+        return {"decoder": ("length", self.length)}
+
 
 class CausalObjective(Objective):
-    """In: rows of the stream. Out: inputs (B, length), labels (B, length) a token ahead, documents where a row holds several."""
+    """In: rows of `length` tokens of the stream, and the token after each.
+
+    Out: inputs (B, length), labels (B, length) one token ahead and IGNORE where the next token begins another
+    document, and the documents' numbers (B, length) where a row holds several. Only the stream's last row is padded.
+    """
 
     spec: Causal
 
@@ -38,7 +46,7 @@ class CausalObjective(Objective):
         """Column "text": what opens a text for this tokenizer, the document, [EOS]."""
         before = opening(self.tokenizer)
         after = [] if self.tokenizer.eos is None else [self.tokenizer.eos]
-        encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
+        encoded = self.tokenizer.encode_batch(texts_of(rows, self.spec.text), plain=True)
         return [{"text": before + ids + after} for ids in encoded]
 
     def samples(self, shards: Shards) -> Samples:
@@ -48,12 +56,17 @@ class CausalObjective(Objective):
         def get(index: int) -> Sample:
             row = rows[index]
             ids = np.asarray(column.tokens[row.start : row.stop + 1], dtype=np.int64)
-            labels = np.full(row.stop - row.start, IGNORE, dtype=np.int64)
+            inputs = ids[: row.stop - row.start]
+            labels = np.full(len(inputs), IGNORE, dtype=np.int64)
             labels[: len(ids) - 1] = ids[1:]
-            labels[np.isin(np.arange(row.start + 1, row.stop + 1), column.offsets)] = IGNORE  # the next token begins a document
-            return {"text": ids[: len(labels)], "labels": labels, "document": row.documents}
+            labels[:-1][np.diff(row.documents) != 0] = IGNORE
+            if column.offsets[np.searchsorted(column.offsets, row.stop)] == row.stop:  # the row ends where a document does
+                labels[-1] = IGNORE
+            return {"text": inputs, "labels": labels, "document": row.documents}
 
-        return Samples(np.full(len(rows), self.spec.length), get)
+        lengths = np.full(len(rows), self.spec.length)
+        lengths[-1:] = len(column.tokens) - (len(rows) - 1) * self.spec.length
+        return Samples(lengths, get)
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)

@@ -14,7 +14,7 @@ from triform.config.spec import spec
 from triform.data.shards import Shards
 from triform.text.framing import judged
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows, texts_of
 
 
 @spec
@@ -32,9 +32,16 @@ class Classification:
         if self.length < 3:
             raise ValueError(f"length: expected at least 3 tokens, got {self.length}")
 
+    def longest(self) -> dict[str, tuple[str, int]]:
+        """For each stack the field that decides on its longest row, and that row's tokens."""
+        return dict.fromkeys(("encoder", "decoder"), ("length", self.length))
+
 
 class ClassificationObjective(Objective):
-    """In: a text and the number of its label. Out: inputs (B, T), mask (B, T), labels (B,)."""
+    """In: framed texts ([CLS] text [SEP], or text [EOS]) and the numbers of their labels.
+
+    Out: inputs (B, T), mask (B, T), labels (B,), with T the longest of the batch.
+    """
 
     spec: Classification
     metric_names = ("accuracy",)
@@ -42,10 +49,10 @@ class ClassificationObjective(Objective):
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Columns "text", framed, and "label", one number."""
         number = {name: i for i, name in enumerate(self.spec.labels)}
-        encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
+        encoded = self.tokenizer.encode_batch(texts_of(rows, self.spec.text), plain=True)
         out: list[dict[str, Sequence[int]]] = []
         for row, ids in zip(rows, encoded, strict=True):
-            label = field_of(row, self.spec.label, "label")
+            label = str(field_of(row, self.spec.label, "label"))
             if label not in number:
                 raise ValueError(f"label {label!r}: expected one of {', '.join(number)}; add it to objective.labels")
             out.append({"text": judged(self.tokenizer, ids, self.spec.length), "label": [number[label]]})
@@ -66,11 +73,16 @@ class ClassificationObjective(Objective):
 
     def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
         out = model(batch.inputs, batch.mask)
-        total = F.cross_entropy(out.logits.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
-        right = float((out.logits.argmax(-1) == batch.labels).sum())
+        logits = out.logits.float()
+        total = F.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=smoothing)
+        if z_loss:
+            total = total + z_loss * logits.logsumexp(-1).square().sum()
+        right = float((logits.argmax(-1) == batch.labels).sum())
         return Loss(total, {"accuracy": right}, auxiliary(out))
 
     def check(self, model: config.Model) -> None:
+        forms = ("encoder-only", "decoder-only")
+        need(model.form in forms, "Classification", "a model that is encoder-only or decoder-only", f"one that is {model.form}")
         head = getattr(model, "head", None)
         need(isinstance(head, config.Classify), "Classification", "a Classify head", type(head).__name__)
         assert isinstance(head, config.Classify)

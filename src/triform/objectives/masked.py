@@ -12,9 +12,10 @@ from triform.config.spec import spec
 from triform.data.packing import pack
 from triform.data.shards import Shards
 from triform.nn import IGNORE
+from triform.text import Tokenizer
 from triform.text.segment import segmenter, word_ids
 
-from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, packed, stack_rows
+from .base import Batch, Objective, Sample, Samples, need, need_language_model, packed, stack_rows, texts_of
 
 
 @spec
@@ -45,11 +46,25 @@ class Masked:
         if self.hidden < 0 or self.random < 0 or self.hidden + self.random > 1:
             raise ValueError(f"hidden: expected hidden + random to be at most 1, got {self.hidden} + {self.random}")
 
+    def longest(self) -> dict[str, tuple[str, int]]:
+        """For each stack the field that decides on its longest row, and that row's tokens."""
+        return {"encoder": ("length", self.length)}
+
 
 class MaskedObjective(Objective):
-    """In: rows of [CLS] text [SEP], packed. Out: inputs (B, T) with tokens hidden, labels (B, T) the hidden ones, documents (B, T)."""
+    """In: rows of documents, each [CLS] text [SEP], packed into at most `length` tokens.
+
+    Out: inputs (B, T) with some tokens hidden, labels (B, T) the tokens that were there and IGNORE elsewhere, mask
+    (B, T), and the documents' numbers (B, T) where a row holds several; T is the longest row of the batch.
+    """
 
     spec: Masked
+
+    def __init__(self, spec: Masked, tokenizer: Tokenizer) -> None:
+        super().__init__(spec, tokenizer)
+        known = set(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+        self.ordinary = np.array(sorted(known - tokenizer.special_ids), dtype=np.int64)
+        self.segment = segmenter(spec.segmenter) if spec.whole_words else None
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Columns "text", [CLS] ids [SEP], and "word", the number of the word each token is part of; 0 for what is never hidden."""
@@ -57,12 +72,12 @@ class MaskedObjective(Objective):
         assert t.cls is not None
         assert t.sep is not None
         room = self.spec.length - 2
-        cut = segmenter(self.spec.segmenter) if self.spec.whole_words else None
         out: list[dict[str, Sequence[int]]] = []
-        texts = [field_of(row, self.spec.text) for row in rows]
-        for text, ids in zip(texts, t.encode_batch(texts, plain=True), strict=True):
-            words = range(len(ids)) if cut is None else word_ids(t, text, cut)
-            for start in range(0, max(len(ids), 1), room):
+        texts = texts_of(rows, self.spec.text)
+        for text, encoding in zip(texts, t.encodings(texts, plain=True), strict=True):
+            ids = encoding.ids
+            words = range(len(ids)) if self.segment is None else word_ids(t, text, self.segment, encoding)
+            for start in range(0, len(ids), room):
                 part = ids[start : start + room]
                 number: dict[int, int] = {}
                 own = [0 if w is None else number.setdefault(w, len(number) + 1) for w in words[start : start + room]]
@@ -100,21 +115,30 @@ class MaskedObjective(Objective):
         return Batch(inputs, labels_, mask, layout=packed([s["document"] for s in samples]))
 
     def hide(self, ids: np.ndarray, word: np.ndarray, document: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Hide whole words of one row until `rate` of its tokens are hidden: the changed ids (T,) and the labels (T,)."""
+        """Hide words of one row, each as a whole: the changed ids (T,) and the labels (T,).
+
+        ids, word and document are (T,). As BERT does, words are taken in random order as long as they fit into `rate`
+        of the row's tokens; a row too short for that loses one word.
+        """
         place = np.where(word > 0, document * (word.max(initial=0) + 1) + word, 0)
         words, which, sizes = np.unique(place, return_inverse=True, return_counts=True)
-        sizes = np.where(words > 0, sizes, 0)
-        order = rng.permutation(np.flatnonzero(sizes))
-        goal = max(1, round(self.spec.rate * sizes.sum()))
-        before = np.cumsum(sizes[order]) - sizes[order]
+        order = rng.permutation(np.flatnonzero(words))
+        room = round(self.spec.rate * int(sizes[order].sum()))
         picked = np.zeros(len(words), dtype=bool)
-        picked[order[before < goal]] = True
+        for i in order:
+            if sizes[i] <= room:
+                picked[i] = True
+                room -= int(sizes[i])
+            if not room:
+                break
+        if not picked.any():
+            picked[order[:1]] = True
         chosen = picked[which]
         fate = rng.random(len(ids))
         changed, labels = ids.copy(), np.where(chosen, ids, IGNORE)
         changed[chosen & (fate < self.spec.hidden)] = self.tokenizer.mask
         swap = chosen & (fate >= self.spec.hidden) & (fate < self.spec.hidden + self.spec.random)
-        changed[swap] = rng.integers(0, self.tokenizer.vocab_size, int(swap.sum()))
+        changed[swap] = self.ordinary[rng.integers(0, len(self.ordinary), int(swap.sum()))]
         return changed, labels
 
     def check(self, model: config.Model) -> None:

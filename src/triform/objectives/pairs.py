@@ -15,7 +15,7 @@ from triform.nn import IGNORE
 from triform.text import Tokenizer
 from triform.text.framing import decoder_start, source
 
-from .base import Batch, Objective, Sample, Samples, field_of, need, need_language_model, stack_rows
+from .base import Batch, Objective, Sample, Samples, need, need_language_model, stack_rows, texts_of
 
 
 @spec
@@ -32,9 +32,17 @@ class SequenceToSequence:
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: expected at least 2 tokens, got {getattr(self, name)}")
 
+    def longest(self) -> dict[str, tuple[str, int]]:
+        """For each stack the field that decides on its longest row, and that row's tokens."""
+        return {"encoder": ("length", self.length), "decoder": ("target_length", self.target_length)}
+
 
 def pair_batch(tokenizer: Tokenizer, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Batch:
-    """Framed sources and targets without [EOS] to inputs (B, T), the decoder's input (B, U), shifted right, and labels (B, U)."""
+    """A batch for an encoder-decoder.
+
+    In: sources, framed, and targets without [EOS], each (tokens,). Out: inputs (B, T) and mask (B, T); labels (B, U),
+    each target and [EOS], IGNORE where padding; target (B, U), the start token and then the labels but the last; target_mask (B, U).
+    """
     end = [] if tokenizer.eos is None else [tokenizer.eos]
     pad = tokenizer.pad or 0
     inputs, mask = stack_rows(sources, pad)
@@ -45,17 +53,18 @@ def pair_batch(tokenizer: Tokenizer, sources: Sequence[np.ndarray], targets: Seq
 
 
 class SequenceToSequenceObjective(Objective):
-    """In: a source and a target. Out: inputs (B, T), target (B, U) that begins with the start token, labels (B, U) that end in [EOS]."""
+    """In: sources, framed as the tokenizer's template says, and targets. Out: what `pair_batch` gives."""
 
     spec: SequenceToSequence
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
-        """Columns "source", framed, and "target"."""
-        sources = self.tokenizer.encode_batch([field_of(row, self.spec.source, "source") for row in rows], plain=True)
-        targets = self.tokenizer.encode_batch([field_of(row, self.spec.target, "target") for row in rows], plain=True)
+        """Columns "source", framed, and "target", both cut; pairs of which one side is empty are left out."""
+        sources = self.tokenizer.encode_batch(texts_of(rows, self.spec.source, "source"), plain=True)
+        targets = self.tokenizer.encode_batch(texts_of(rows, self.spec.target, "target"), plain=True)
         return [
             {"source": source(self.tokenizer, s, self.spec.length), "target": t[: self.spec.target_length - 1]}
             for s, t in zip(sources, targets, strict=True)
+            if s and t
         ]
 
     def samples(self, shards: Shards) -> Samples:
@@ -72,3 +81,4 @@ class SequenceToSequenceObjective(Objective):
     def check(self, model: config.Model) -> None:
         need_language_model(model, "SequenceToSequence", "encoder-decoder")
         need(self.tokenizer.eos is not None, "SequenceToSequence", "a tokenizer with an eos token", "one without")
+        decoder_start(self.tokenizer)

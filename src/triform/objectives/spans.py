@@ -10,9 +10,10 @@ import numpy as np
 from triform import config
 from triform.config.spec import spec
 from triform.data.shards import Shards
+from triform.text.framing import decoder_start
 from triform.text.framing import source as framed
 
-from .base import Batch, Objective, Sample, Samples, documents, field_of, need, need_language_model
+from .base import Batch, Objective, Sample, Samples, documents, need, need_language_model, texts_of
 from .pairs import pair_batch
 
 
@@ -33,6 +34,17 @@ class SpanCorruption:
         if self.span < 1:
             raise ValueError(f"span: expected at least 1 token, got {self.span}")
 
+    def longest(self) -> dict[str, tuple[str, int]]:
+        """For each stack the field that decides on its longest row, and that row's tokens: what frames it included."""
+        noise, spans = noise_amounts(self.length, self.density, self.span)
+        return {"encoder": ("length", self.length - noise + spans + 2), "decoder": ("length", noise + spans + 1)}
+
+
+def noise_amounts(length: int, density: float, span: float) -> tuple[int, int]:
+    """How many of `length` tokens are dropped, and in how many spans."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / span), 1), length - noise)
+
 
 def _cut(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """`items` cut at random into `parts` runs of at least one."""
@@ -42,9 +54,8 @@ def _cut(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def noise_spans(length: int, density: float, span: float, rng: np.random.Generator) -> np.ndarray:
-    """True (length,) where tokens are dropped; the first token stays (T5's `random_spans_noise_mask`)."""
-    noise = min(max(round(length * density), 1), length - 1)
-    spans = min(max(round(noise / span), 1), length - noise)
+    """True (length,) where tokens are dropped, of at least two tokens; the first one stays (T5's `random_spans_noise_mask`)."""
+    noise, spans = noise_amounts(length, density, span)
     runs = np.stack((_cut(length - noise, spans, rng), _cut(noise, spans, rng)), axis=1).ravel()
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
 
@@ -60,13 +71,17 @@ def corrupt(ids: np.ndarray, dropped: np.ndarray, sentinels: Sequence[int]) -> t
 
 
 class SpanCorruptionObjective(Objective):
-    """In: tokens (T,). Out: inputs (B, T') with sentinels, framed, target and labels (B, U) of sentinels and spans and [EOS]."""
+    """In: pieces of documents, each of 2 to `length` tokens.
+
+    Out: what `pair_batch` gives: inputs (B, T) of what was left with a sentinel in each gap, framed as the tokenizer's
+    template says; labels (B, U) of each dropped span after its sentinel, and [EOS].
+    """
 
     spec: SpanCorruption
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Column "text": pieces of at most `length` tokens of one document."""
-        encoded = self.tokenizer.encode_batch([field_of(row, self.spec.text) for row in rows], plain=True)
+        encoded = self.tokenizer.encode_batch(texts_of(rows, self.spec.text), plain=True)
         size = self.spec.length
         return [{"text": ids[i : i + size]} for ids in encoded for i in range(0, len(ids), size) if len(ids[i : i + size]) > 1]
 
@@ -85,7 +100,8 @@ class SpanCorruptionObjective(Objective):
 
     def check(self, model: config.Model) -> None:
         need_language_model(model, "SpanCorruption", "encoder-decoder")
-        most = max(1, round(self.spec.length * self.spec.density / self.spec.span))
+        most = noise_amounts(self.spec.length, self.spec.density, self.spec.span)[1]
         found = len(self.tokenizer.sentinels)
         need(found >= most, "SpanCorruption", f"a tokenizer with at least {most} sentinels (set tokenizer.sentinels)", found)
         need(self.tokenizer.eos is not None, "SpanCorruption", "a tokenizer with an eos token", "one without")
+        decoder_start(self.tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .tokenizer import Tokenizer
 
@@ -16,6 +17,7 @@ def judged(tokenizer: Tokenizer, ids: Sequence[int], length: int | None = None) 
     return [*before, *ids[:room], *after]
 
 
+@lru_cache(maxsize=8)
 def template(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """What the tokenizer's template puts before and after a text."""
     plain, framed = tokenizer.encode("a"), tokenizer.encode("a", special=True)

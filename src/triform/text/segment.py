@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import accumulate
 
+from tokenizers import Encoding
+
 from .tokenizer import Tokenizer
 
 Segmenter = Callable[[str], list[str]]
@@ -78,15 +80,18 @@ def segmenter(name: str = "jieba") -> Segmenter:
     return segment
 
 
-def word_ids(tokenizer: Tokenizer, text: str | Iterable[int], segment: Segmenter | None = None) -> list[int | None]:
+def word_ids(
+    tokenizer: Tokenizer, text: str | Iterable[int], segment: Segmenter | None = None, encoding: Encoding | None = None
+) -> list[int | None]:
     """For each token the index of the word that it lies in, or None for a special token and for white space.
 
     text: a text, whose tokens are `tokenizer.encode(text)`; or token ids, whose words are those of the decoded text.
+    encoding: what `tokenizer.encodings` made of the text, where that is known.
     segment: words of a text, jieba's by default. A token that reaches over several words belongs to the first.
     """
     segment = segment or segmenter("jieba")
     if isinstance(text, str):
-        encoding = tokenizer.encodings([text])[0]
+        encoding = encoding or tokenizer.encodings([text])[0]
         ids = encoding.ids
         spelled, spans = _spelled(tokenizer, ids)
         if spelled != text:  # the tokens do not hold the whole text; the encoder still knows where they come from

@@ -3,47 +3,69 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from triform.hub import replacing
+from triform.config.files import replacing
+
+Report = Callable[[dict[str, Any]], None]
+_SECONDS_A_LINE = 10.0
+_MOST_POINTS = 2000
 
 
 class Metrics:
-    """`metrics.jsonl` in a run's folder, and TensorBoard's files beside it on request."""
+    """`metrics.jsonl` in a run's folder, and TensorBoard's files beside it on request.
+
+    A row a step: step (from 1), loss (nats a label, without the experts' losses), what else
+    the objective measures (accuracy, a share), rate (AdamW's learning rate), gradient_norm
+    (before clipping), tokens (read since the run began, padding left out), tokens_per_second,
+    peak_share (achieved FLOP/s to those of a large matrix product on this machine) and
+    seconds (since the run began, pauses left out). A row a validation: step,
+    validation_loss, and validation_accuracy and the like.
+    """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
-        self.file = folder / "metrics.jsonl"
-        self.writer: Any = None
+        self.folder, self.file = folder, folder / "metrics.jsonl"
+        self._writer: Any = None
+        self._open: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise ValueError('train.tensorboard needs tensorboard; pip install "triform[tensorboard]"') from None
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+            self._open = SummaryWriter
+
+    def start(self, step: int) -> None:
+        """Drop rows after a step, and a row cut short, as a run that goes on from there will write them again."""
+        rows = [row for row in read_metrics(self.file) if row["step"] <= step]
+        with replacing(self.file) as file:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if self._open is not None:
+            self._writer = self._open(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
-        if self.writer is not None:
+        if self._writer is not None:
             for name, value in row.items():
                 if name != "step":
-                    self.writer.add_scalar(name, value, row["step"])
+                    self._writer.add_scalar(name, value, row["step"])
 
-    def keep_up_to(self, step: int) -> None:
-        """Drop rows after a step, and a row cut short, as a run that goes on from there will write them again."""
-        rows = [row for row in read_metrics(self.file) if row["step"] <= step]
-        with replacing(self.file) as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    def close(self) -> None:
+        """Finish TensorBoard's files."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line cut short is left out."""
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -52,18 +74,38 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def progress_bar(steps: int, done: int, report: Callable[[dict[str, Any]], None] | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function to call with each step's figures: `report`, or one that draws a bar on standard error."""
-    if report is not None:
-        yield report
-        return
+def progress_bar(steps: int, done: int, report: Report | None) -> Iterator[Report]:
+    """A function to call with each step's figures: `report`, or one that shows them on standard error.
+
+    That is a bar where standard error is a terminal, and else a line now and then.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=steps, completed=done, figures="")
-        yield lambda row: progress.update(task, completed=row["step"], figures=figures(row))
+    console = Console(stderr=True)
+    if report is not None:
+        yield report
+    elif not console.is_terminal:
+        yield _lines(steps, done)
+    else:
+        left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), *left, console=console) as progress:
+            task = progress.add_task("training", total=steps, completed=done, figures="")
+            yield lambda row: progress.update(task, completed=row["step"], figures=figures(row))
+
+
+def _lines(steps: int, done: int) -> Report:
+    began = shown = time.monotonic()
+
+    def show(row: dict[str, Any]) -> None:
+        nonlocal shown
+        now, step = time.monotonic(), row["step"]
+        if now - shown >= _SECONDS_A_LINE or step in (done + 1, steps):
+            shown = now
+            left = int((now - began) / (step - done) * (steps - step))
+            print(f"step {step}/{steps}  {figures(row)}  {left // 60}:{left % 60:02d} left", file=sys.stderr, flush=True)
+
+    return show
 
 
 def figures(row: dict[str, Any]) -> str:
@@ -79,14 +121,12 @@ def figures(row: dict[str, Any]) -> str:
 
 
 def plot_curves(folder: Path) -> Path:
-    """Draw the curves of a run's metrics to `curves.svg` in its folder."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Draw the curves of a run's metrics to `curves.svg` in its folder; long ones are thinned out evenly."""
+    from matplotlib.figure import Figure
 
     rows = read_metrics(folder / "metrics.jsonl")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for axis, names, title in (
         (left, ("loss", "validation_loss"), "loss (nats a label)"),
         (right, ("tokens_per_second",), "tokens a second"),
@@ -94,12 +134,13 @@ def plot_curves(folder: Path) -> Path:
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
             if points:
-                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="o" if len(points) == 1 else None)
+                thinned = points[:: -(-len(points) // _MOST_POINTS)]
+                axis.plot(*zip(*thinned, strict=True), label=name.replace("_", " "), marker="o" if len(points) == 1 else None)
         axis.set_xlabel("step")
         axis.set_title(title)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     with replacing(folder / "curves.svg") as file:
         figure.savefig(file, format="svg")
-    pyplot.close(figure)
     return folder / "curves.svg"

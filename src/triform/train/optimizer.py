@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -58,21 +58,46 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of state, keyed by `state's name/parameter's name`."""
+        """Every tensor of state, keyed by `state's name/parameter's name`; zeros for a parameter that had no gradient yet."""
         out: dict[str, Tensor] = {}
-        for part in self.parts:
-            for parameter, state in part.state.items():
-                out |= {f"{key}/{self.names[parameter]}": torch.as_tensor(value) for key, value in state.items()}
+        for parameter, part in self._owners():
+            found = part.state.get(parameter, {})
+            for kind, shape in self._kinds(parameter, part).items():
+                value = found[kind] if kind in found else torch.zeros(shape, device=parameter.device)
+                out[f"{kind}/{self.names[parameter]}"] = torch.as_tensor(value)
         return out
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state that `state` gave."""
-        parameters = {n: p for p, n in self.names.items()}
-        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
-        for key, value in state.items():
-            kind, name = key.split("/", 1)
-            parameter = parameters[name]
-            owner[parameter].state[parameter][kind] = value.clone()
+        """Take up a state that `state` gave. Raises ValueError for one of another model or optimizer, before anything is changed."""
+        wanted = {}
+        for parameter, part in self._owners():
+            for kind, shape in self._kinds(parameter, part).items():
+                wanted[f"{kind}/{self.names[parameter]}"] = (parameter, part, kind, shape)
+        for what, names in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
+            if names:
+                raise ValueError(f"the optimizer's state {what} {_listed(names)}; it is of another model or another optimizer")
+        for name, (_, _, _, shape) in wanted.items():
+            if state[name].shape != shape:
+                raise ValueError(f"the optimizer's state has {name} of {tuple(state[name].shape)}, expected {tuple(shape)}")
+        for name, (parameter, part, kind, _) in wanted.items():
+            part.state[parameter][kind] = state[name].to(parameter.device, copy=True)
+
+    def _owners(self) -> Iterator[tuple[Tensor, torch.optim.Optimizer]]:
+        for part in self.parts:
+            for group in part.param_groups:
+                yield from ((parameter, part) for parameter in group["params"])
+
+    @staticmethod
+    def _kinds(parameter: Tensor, part: torch.optim.Optimizer) -> dict[str, torch.Size]:
+        """What an optimizer keeps of a parameter, and its shape."""
+        if isinstance(part, torch.optim.AdamW):
+            return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        return {"momentum_buffer": parameter.shape}
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def clip_gradients(model: nn.Module, limit: float) -> float:

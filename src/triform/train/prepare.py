@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 
 from triform import config
+from triform.config.files import replacing
+from triform.data.shards import fingerprint
 from triform.data.shards import prepare as prepare_shards
-from triform.data.sources import open_source
+from triform.data.sources import Source, open_source
 from triform.data.split import split
 from triform.data.transform import Transformed
 from triform.objectives import Objective, Samples, build_objective
+from triform.plan import parameters
 from triform.text import Tokenizer, train_tokenizer
 
-from .recipe import DataRecipe, Recipe, TokenizerRecipe
+from .recipe import DataRecipe, Recipe
 
 Row = Mapping[str, Any]
+_BYTES_A_PARAMETER = 16  # weight, gradient and AdamW's two moments, 4 bytes each
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,21 @@ class Prepared:
     validation: Samples
 
 
+def _sources(data: DataRecipe) -> tuple[Source, Source | None]:
+    held = None if data.validation_source is None else open_source(data.validation_source, text=None, by=data.by)
+    return open_source(data.source, text=None, by=data.by), held
+
+
+def text_fingerprint(data: DataRecipe) -> str:
+    """SHA-256 of the text that a run reads and of what happens to it. Raises ValueError for a source that cannot be read."""
+    sources = [None if source is None else source.fingerprint() for source in _sources(data)]
+    return fingerprint({"sources": sources, "data": config.to_dict(data, defaults=True)})
+
+
 def splits(data: DataRecipe) -> tuple[Iterable[Row], Iterable[Row] | None]:
     """The training rows and the validation rows, None where none is held out; both can be read again."""
-    rows = open_source(data.source, text=None, by=data.by)
-    if data.validation_source is not None:
-        held = open_source(data.validation_source, text=None, by=data.by)
+    rows, held = _sources(data)
+    if held is not None:
         return Transformed(rows, data.transform), Transformed(held, data.transform)
     parts = split(rows, validation=data.validation, seed=data.seed, tail=data.tail)
     return Transformed(parts.train, data.transform), None if parts.validation is None else Transformed(parts.validation, data.transform)
@@ -49,65 +63,80 @@ def _texts(rows: Iterable[Row], fields: Iterable[str]) -> Iterator[str]:
                 yield row[name]
 
 
-def _fields(spec: Any) -> list[str]:
-    return [getattr(spec, name) for name in ("text", "source", "target") if hasattr(spec, name)]
-
-
-def _tokenizer(recipe: TokenizerRecipe, rows: Iterable[Row], fields: list[str], folder: Path) -> Tokenizer:
-    if recipe.path is not None:
-        return Tokenizer.load(recipe.path)
-    note, wanted = folder / "settings.json", config.to_dict(recipe, defaults=True, hint=TokenizerRecipe) | {"fields": fields}
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == wanted:
+def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, folder: Path) -> Tokenizer:
+    wanted = recipe.tokenizer
+    if wanted.path is not None:
+        return Tokenizer.load(wanted.path)
+    fields = [getattr(recipe.objective, name) for name in ("text", "source", "target") if hasattr(recipe.objective, name)]
+    note = folder / "settings.json"
+    made_from = {"tokenizer": config.to_dict(wanted, defaults=True), "fields": fields, "text": text}
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == made_from:
         return Tokenizer.load(folder)
     trained = train_tokenizer(
         _texts(rows, fields),
-        kind=recipe.kind,
-        vocab_size=recipe.vocab_size,
-        min_frequency=recipe.min_frequency,
-        sentinels=recipe.sentinels,
+        kind=wanted.kind,
+        vocab_size=wanted.vocab_size,
+        min_frequency=wanted.min_frequency,
+        sentinels=wanted.sentinels,
     )
     trained.save(folder)
-    note.write_text(json.dumps(wanted), encoding="utf-8")
+    with replacing(note) as file:
+        file.write_text(json.dumps(made_from), encoding="utf-8")
     return trained
 
 
-def _check_length(spec: Any, model: config.Model) -> None:
-    if not isinstance(model, config.Transformer):
-        return
-    for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
-        if stack is None or not isinstance(stack.input, config.Tokens) or not isinstance(stack.input.position, config.Learned):
+def _check_length(recipe: Recipe, model: config.Model) -> None:
+    longest = recipe.objective.longest()
+    for side in ("encoder", "decoder"):
+        stack = getattr(model, side, None)
+        if side not in longest or stack is None or not isinstance(stack.input, config.Tokens):
             continue
-        name = "target_length" if side == "decoder" and model.encoder is not None and hasattr(spec, "target_length") else "length"
-        if getattr(spec, name) > stack.input.position.length:
+        name, tokens = longest[side]
+        if isinstance(stack.input.position, config.Learned) and tokens > stack.input.position.length:
             raise ValueError(
-                f"objective.{name}: expected at most the {stack.input.position.length} learned positions of the {side}, "
-                f"got {getattr(spec, name)}; shorten it, or set model.{side}.input.position.length"
+                f"objective.{name}: expected rows of at most the {stack.input.position.length} learned positions of the {side}, "
+                f"got up to {tokens} tokens; shorten it, or set model.{side}.input.position.length"
             )
 
 
-def prepare(recipe: Recipe, folder: Path) -> Prepared:
+def check_sizes(recipe: Recipe, memory: int | None) -> None:
+    """Refuse, before anything is read or made, what cannot fit.
+
+    memory: bytes that there are for the model, None where that is not known. Raises ValueError for a model
+    whose weights, gradients and moments alone take more, and for sequences longer than its learned positions.
+    """
+    model = recipe.architecture()
+    _check_length(recipe, model)
+    count = parameters(model).total
+    if memory is not None and count * _BYTES_A_PARAMETER > memory:
+        need = count * _BYTES_A_PARAMETER / 1e9
+        raise ValueError(
+            f"the model has {count:,} parameters, which take {need:,.1f} GB to train, and this machine has {memory / 1e9:,.1f} GB; "
+            "choose a smaller model, or set model.decoder.depth, model.decoder.width and the like"
+        )
+
+
+def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -> Prepared:
     """Tokenizer and shards of a recipe under `folder`, and the samples they hold.
 
+    text: the `text_fingerprint` of the recipe's data; what was made of the same text is used again. `progress`
+    draws a bar on standard error where that is a terminal.
+
     Raises ValueError for a source that cannot be read or is empty, a vocabulary larger than
-    the text allows, a model that cannot be trained so, or sequences longer than its positions.
+    the text allows, or a model that cannot be trained so.
     """
-    _check_length(recipe.objective, recipe.architecture())
     train, validation = splits(recipe.data)
-    tokenizer = _tokenizer(recipe.tokenizer, train, _fields(recipe.objective), folder / "tokenizer")
-    objective = build_objective(recipe.objective, tokenizer)
+    objective = build_objective(recipe.objective, _tokenizer(recipe, train, text, folder / "tokenizer"))
+    tokenizer = objective.tokenizer
     objective.check(recipe.architecture(tokenizer.vocab_size))
-    settings, data = config.to_dict(recipe.objective, defaults=True), config.to_dict(recipe.data, defaults=True)
+    settings = config.to_dict(recipe.objective, defaults=True)
     parts = {}
     for name, rows in (("train", train), ("validation", validation)):
         if rows is None:
-            parts[name] = Samples(np.zeros(0, dtype=np.int64), None)
+            parts[name] = Samples(np.zeros(0, dtype=np.int64), lambda index: {})
             continue
-        shards = prepare_shards(
-            rows, objective.encode, folder / "data" / name,
-            {"data": data, "part": name, "tokenizer": tokenizer.fingerprint, "objective": settings}, vocab_size=objective.sizes(),
-        )  # fmt: skip
+        made_from = {"text": text, "part": name, "tokenizer": tokenizer.fingerprint, "objective": settings}
+        sizes = objective.sizes()
+        shards = prepare_shards(rows, objective.encode, folder / "data" / name, made_from, vocab_size=sizes, progress=progress)
         parts[name] = objective.samples(shards)
     return Prepared(objective, parts["train"], parts["validation"])
-
-
-

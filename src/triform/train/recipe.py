@@ -30,8 +30,8 @@ class DataRecipe:
     """Where the text comes from, and what of it is held out.
 
     source: a file, a folder, a catalogue name, or hf:name. validation_source: the same for
-    the held-out text; without it, `tail` documents from the end or else the share
-    `validation` of the documents is held out, decided by their content. `transform` names
+    the held-out text; without it, `tail` documents from the end or else `validation` of
+    them are held out: a share, or how many, chosen by their content. `transform` names
     what happens to the rows after that (see `triform.data.transform`).
     """
 
@@ -39,13 +39,15 @@ class DataRecipe:
     validation_source: str | None = None
     by: Literal["file", "line", "paragraph"] = "line"
     transform: tuple[str, ...] = ()
-    validation: float = 0.05
+    validation: int | float = 0.05
     tail: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation: expected a share from 0 up to but not including 1, got {self.validation}")
+        if self.validation < 0 or (isinstance(self.validation, float) and self.validation >= 1):
+            raise ValueError(f"validation: expected a share below 1 or a whole number of documents, got {self.validation}")
+        if self.tail is not None and self.tail < 1:
+            raise ValueError(f"tail: expected at least 1 document, got {self.tail}")
 
 
 @spec
@@ -55,8 +57,15 @@ class TrainRecipe:
     optimizer: muon takes the stacks' matrices (Jordan et al. 2024) and leaves the rest to
     AdamW, at `muon_rate`. `rate` is AdamW's peak learning rate; it rises over `warmup` steps
     and falls by `schedule` to `floor` of the peak. precision auto: bf16 where this
-    machine multiplies it faster. export: the weights of the last step, or of the best
-    validation. start: a model's folder whose stacks to begin from.
+    machine multiplies it faster. `clip` limits the norm of the gradients.
+
+    smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
+    load_balance, router_z: weights of the experts' losses, which are taken over a
+    micro-batch and averaged over the step by its tokens. bucket: that many steps share
+    their samples out by length, which saves padding. export: the weights of the last step,
+    or of the best validation. validation_batches: how many batches of the held-out samples,
+    spread evenly over them, are scored each time; None: all. start: a model's folder to
+    begin from: its stacks, and its head where this model's is alike.
     """
 
     steps: int
@@ -93,12 +102,19 @@ class TrainRecipe:
         for name in ("rate", "muon_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "z_loss", "load_balance", "router_z", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.validation_batches is not None and self.validation_batches < 1:
+            raise ValueError(f"validation_batches: expected at least 1, or null for all, got {self.validation_batches}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing: expected a share from 0 up to but not including 1, got {self.smoothing}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas: expected two numbers from 0 up to but not including 1, got {list(self.betas)}")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor: expected a share from 0 to 1, got {self.floor}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup: expected at least 0 steps, got {self.warmup}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +133,10 @@ class Recipe:
         found = config.resolve(self.model)
         overrides = dict(self.set)
         if vocab_size is not None:
-            sides = [s for s in ("encoder", "decoder") if isinstance(found, config.Transformer) and getattr(found, s) is not None]
-            overrides |= {f"{side}.input.vocab_size": vocab_size for side in sides}
+            for side in ("encoder", "decoder"):
+                stack = getattr(found, side, None)
+                if stack is not None and isinstance(stack.input, config.Tokens):
+                    overrides[f"{side}.input.vocab_size"] = vocab_size
         return config.with_overrides(config.Model, found, overrides)
 
 
@@ -147,14 +165,20 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     plain, model = [], {}
     for text in overrides:
         path, equals, raw = text.partition("=")
-        if path.startswith("model.") and equals:
-            model[path.removeprefix("model.")] = yaml.safe_load(raw)
+        if path.strip().startswith("model.") and equals:
+            try:
+                model[path.strip().removeprefix("model.")] = yaml.safe_load(raw)
+            except yaml.YAMLError:
+                raise ValueError(f"override {text!r}: expected a YAML value after '=', got {raw!r}") from None
         else:
             plain.append(text)
     recipe = config.with_overrides(Recipe, recipe, plain)
     if model:
         recipe = config.with_overrides(Recipe, recipe, {"set": {**recipe.set, **model}})
-    recipe.architecture()
+    try:
+        recipe.architecture()
+    except ValueError as error:
+        raise ValueError(f"{where}: model: {error}") from None
     return recipe
 
 
