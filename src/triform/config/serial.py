@@ -123,12 +123,15 @@ def from_dict(hint: Any, data: Any, where: str = "") -> Any:
                 return data
         elif member is float and isinstance(data, int) and not isinstance(data, bool) and int not in members:
             return float(data)
+        elif member is float and isinstance(data, str) and str not in members and _EXPONENT.fullmatch(data):
+            return float(data)  # YAML reads 1e-3 as text
         elif member in (int, float, str, bool, type(None)) and type(data) is member and (member is not float or math.isfinite(data)):
             return data
     shown = repr(data) if not isinstance(data, Mapping | list | tuple) else f"a {'mapping' if isinstance(data, Mapping) else 'list'}"
     raise ValueError(f"{where or 'the configuration'}: expected {_name(hint)}, got {shown}")
 
 
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,2}")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
