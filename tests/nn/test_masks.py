@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -15,16 +17,22 @@ from torch import Tensor
 from triform import config, nn
 
 
-def reach(output: Tensor, source: Tensor) -> Tensor:
-    """True (T, S) where the output at t depends on the source at s, of one row each."""
-    probe = torch.randn(output.shape[-1], dtype=output.dtype, generator=torch.Generator().manual_seed(0))
-    rows = []
-    for t in range(output.shape[1]):
-        (grad,) = torch.autograd.grad(output[0, t] @ probe, source, retain_graph=True, allow_unused=True)
-        rows.append(torch.zeros(source.shape[1], dtype=torch.bool) if grad is None else (grad[0] != 0).any(-1))
-    return torch.stack(rows)
+def reach(run: Callable[[Tensor], Tensor], length: int, seed: int = 0) -> Tensor:
+    """True (T, S) where the output at t of `run`, states (B, S, D) to (B, T, D), depends on the state at s.
+
+    Row t of the batch is there for the output at t, so that one backward pass tells all.
+    """
+    x = states(1, length, seed)
+    queries = run(x).shape[1]
+    copies = x.detach().repeat(queries, 1, 1).requires_grad_()
+    probe = torch.randn(tiny.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    every = torch.arange(queries)
+    (run(copies)[every, every] @ probe).sum().backward()
+    assert copies.grad is not None
+    return (copies.grad != 0).any(-1)
 
 
+@lru_cache(maxsize=None)
 def without_inputs(spec: config.Transformer) -> Any:
     """The model, reading hidden states in place of tokens."""
     model = nn.build(spec, dtype=torch.float64, seed=0)
@@ -34,12 +42,15 @@ def without_inputs(spec: config.Transformer) -> Any:
     for stack in (model.encoder, model.decoder):
         if stack is not None:
             stack.input = None
-    return model
+    return model.requires_grad_(False)
 
 
-def states(length: int, seed: int = 0) -> Tensor:
-    values = torch.randn(1, length, tiny.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return values.requires_grad_()
+def states(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, length, tiny.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def many(values: list[Any], like: Tensor) -> Tensor:
+    return torch.tensor([values]).expand(len(like), -1)
 
 
 def allowed(spec: config.Attention, seen: list[bool], documents: list[int], prefix: list[bool]) -> Tensor:
@@ -58,11 +69,15 @@ def allowed(spec: config.Attention, seen: list[bool], documents: list[int], pref
 def check(spec: config.Attention, seen: list[bool], documents: list[int], prefix: list[bool], rule: config.Attention | None = None) -> None:
     """A layer of attention `spec` obeys the rule of `rule`, its own unless told."""
     model = without_inputs(config.Transformer(decoder=tiny.stack(spec, depth=1, feed_forward=tiny.EXPERTS)))
-    x = states(len(seen))
-    mask = None if all(seen) else torch.tensor([seen])
-    packed = torch.tensor([documents]) if len(set(documents)) > 1 else None
-    layout = nn.Layout(documents=packed, prefix=torch.tensor([prefix]) if any(prefix) else None)
-    found = reach(model(x, mask, layout=layout).hidden, x)
+
+    def run(x: Tensor) -> Tensor:
+        layout = nn.Layout(
+            documents=many(documents, x) if len(set(documents)) > 1 else None, prefix=many(prefix, x) if any(prefix) else None
+        )
+        hidden: Tensor = model(x, None if all(seen) else many(seen, x), layout=layout).hidden
+        return hidden
+
+    found = reach(run, len(seen))
     wanted = allowed(rule or spec, seen, documents, prefix)
     kept = torch.tensor(seen)
     assert torch.equal(found[kept], wanted[kept])
@@ -95,24 +110,23 @@ def test_the_check_finds_a_wrong_window(mask: Any) -> None:
 
 def test_the_check_finds_documents_that_see_each_other() -> None:
     model = without_inputs(config.Transformer(decoder=tiny.stack(tiny.attention(mask="causal"), depth=1)))
-    x = states(6)
-    assert not torch.equal(reach(model(x).hidden, x), allowed(tiny.attention(mask="causal"), [True] * 6, [0, 0, 0, 1, 1, 1], [False] * 6))
+    apart = allowed(tiny.attention(mask="causal"), [True] * 6, [0, 0, 0, 1, 1, 1], [False] * 6)
+    assert not torch.equal(reach(lambda x: model(x).hidden, 6), apart)
 
 
 def test_a_stack_of_local_and_global_layers() -> None:
     """Each layer keeps its own window: what a stack of layers reaches is what a walk through their rules reaches."""
     local, wide = tiny.attention("rotary", mask="causal", window=2), tiny.attention("rotary", mask="causal", window=4)
     model = without_inputs(config.Transformer(decoder=tiny.stack(local, local, wide, depth=3)))
-    x = states(9)
     step = [allowed(spec, [True] * 9, [0] * 9, [False] * 9).double() for spec in (local, local, wide)]
-    assert torch.equal(reach(model(x).hidden, x), step[2] @ step[1] @ step[0] > 0)
+    assert torch.equal(reach(lambda x: model(x).hidden, 9), step[2] @ step[1] @ step[0] > 0)
 
 
 def test_negative_documents_are_padding() -> None:
     spec = tiny.attention("alibi")
     model = without_inputs(config.Transformer(decoder=tiny.stack(spec, depth=1)))
-    x, documents = states(6), [0, 0, 1, 1, -1, -1]
-    found = reach(model(x, layout=nn.Layout(documents=torch.tensor([documents]))).hidden, x)
+    documents = [0, 0, 1, 1, -1, -1]
+    found = reach(lambda x: model(x, layout=nn.Layout(documents=many(documents, x))).hidden, 6)
     assert torch.equal(found[:4], allowed(spec, [d >= 0 for d in documents], documents, [False] * 6)[:4])
 
 
@@ -129,12 +143,17 @@ def test_packed_documents_of_an_encoder_decoder(source: list[int], target: list[
     seen = [i < len(source) - right for i in range(len(source))]
     spec = tiny.encoder_decoder(position or "none")
     model = without_inputs(config.Transformer(encoder=spec.encoder, decoder=spec.decoder))
-    x, y = states(len(source)), states(len(target), seed=1)
-    layout = nn.Layout(documents=torch.tensor([source]), target_documents=torch.tensor([target]))
-    out = model(x, torch.tensor([seen]), y, layout=layout).hidden
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        layout = nn.Layout(documents=many(source, x), target_documents=many(target, x))
+        hidden: Tensor = model(x, many(seen, x), y, layout=layout).hidden
+        return hidden
+
     across = torch.tensor([[u == s and ok for s, ok in zip(source, seen, strict=True)] for u in target])
-    assert torch.equal(reach(out, x), across)
-    assert torch.equal(reach(out, y), allowed(tiny.attention(mask="causal"), [True] * len(target), target, [False] * len(target)))
+    encoded, decoded = states(len(target), len(source)), states(len(target), len(target), 1)
+    assert torch.equal(reach(lambda x: run(x, decoded[:1].expand(len(x), -1, -1)), len(source)), across)
+    past = reach(lambda y: run(encoded[:1].expand(len(y), -1, -1), y), len(target), 1)
+    assert torch.equal(past, allowed(tiny.attention(mask="causal"), [True] * len(target), target, [False] * len(target)))
 
 
 def test_documents_of_one_side_alone_are_refused() -> None:
