@@ -74,17 +74,17 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(rotary: config.Rotary, positions: Tensor, width: int) -> Rotation:
-    """Cosine and sine, each (B, 1, T, width / 2), for positions (B, T)."""
+    """Cosine and sine for `rotate`, each (B, 1, T, width), for positions (B, T); the sine of the first half is negated."""
     frequencies, magnitude = inverse_frequencies(rotary, width, positions.device)
     angles = positions[:, None, :, None] * frequencies
-    return angles.cos() * magnitude, angles.sin() * magnitude
+    cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turn the pairs (i, i + half) of the last dimension of x (B, H, T, width)."""
-    cos, sin = turn
-    left, right = at_least_float(x).chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x)
+    """Turn the pairs (i, i + half) of the last dimension of x (B, H, T, width), in fp32 or better."""
+    (cos, sin), wide = turn, at_least_float(x)
+    return (wide * cos).addcmul(wide.roll(x.shape[-1] // 2, dims=-1), sin).type_as(x)
 
 
 # Score biases
