@@ -67,7 +67,8 @@ class MaskedObjective(Objective):
         self.segment = segmenter(spec.segmenter) if spec.whole_words else None
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
-        """Columns "text", [CLS] ids [SEP], and "word", the number of the word each token is part of; 0 for what is never hidden."""
+        """Columns "text", [CLS] ids [SEP], and "word", the number of the word each token is part of; 0 for what is never hidden:
+        white space, the unknown, and the frame."""
         t = self.tokenizer
         assert t.cls is not None
         assert t.sep is not None
@@ -80,7 +81,10 @@ class MaskedObjective(Objective):
             for start in range(0, len(ids), room):
                 part = ids[start : start + room]
                 number: dict[int, int] = {}
-                own = [0 if w is None else number.setdefault(w, len(number) + 1) for w in words[start : start + room]]
+                own = [
+                    0 if w is None or i == t.unk else number.setdefault(w, len(number) + 1)
+                    for i, w in zip(part, words[start : start + room], strict=True)
+                ]
                 out.append({"text": [t.cls, *part, t.sep], "word": [0, *own, 0]})
         return out
 

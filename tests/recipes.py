@@ -1,0 +1,87 @@
+"""Chinese text and tiny recipes of every objective, for tests of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from triform.train import Recipe, read_recipe
+
+LINES = [
+    "话说天下大势，分久必合，合久必分。", "周末七国分争，并入于秦。", "及秦灭之后，楚、汉分争，又并入于汉。",
+    "汉朝自高祖斩白蛇而起义，一统天下，后来光武中兴，传至献帝，遂分为三国。", "推其致乱之由，殆始于桓、灵二帝。",
+    "桓帝禁锢善类，崇信宦官。", "及桓帝崩，灵帝即位，大将军窦武、太傅陈蕃共相辅佐。",
+    "时有宦官曹节等弄权，窦武、陈蕃谋诛之，机事不密，反为所害。",
+    "中涓自此愈横。", "建宁二年四月望日，帝御温德殿。", "方升座，殿角狂风骤起。", "只见一条大青蛇，从梁上飞将下来，蟠于椅上。",
+    "帝惊倒，左右急救入宫，百官俱奔避。", "须臾，蛇不见了。", "忽然大雷大雨，加以冰雹，落到半夜方止，坏却房屋无数。",
+    "建宁四年二月，洛阳地震；又海水泛溢，沿海居民，尽被大浪卷入海中。", "光和元年，雌鸡化雄。", "六月朔，黑气十余丈，飞入温德殿中。",
+    "秋七月，有虹现于玉堂；五原山岸，尽皆崩裂。", "种种不祥，非止一端。", "帝下诏问群臣以灾异之由，议郎蔡邕上疏。",
+    "帝览奏叹息，因起更衣。", "曹节在后窃视，悉宣告左右；遂以他事陷邕于罪，放归田里。", "后张让、赵忠、封谞等十人朋比为奸，号为十常侍。",
+]  # fmt: skip
+REVIEWS = [("这本书写得非常好，值得一看。", "positive"), ("房间很干净，服务也很好。", "positive"),
+           ("质量太差了，我要退货。", "negative"), ("服务态度很差，再也不来了。", "negative")]  # fmt: skip
+VOCABULARY = 120
+
+
+def _block(mask: str = "bidirectional", cross: bool = False, feed_forward: dict[str, Any] | None = None) -> dict[str, Any]:
+    block: dict[str, Any] = {"attention": {"heads": 2, "mask": mask}, "dropout": 0.1}
+    block["feed_forward"] = feed_forward or {"kind": "FeedForward", "hidden": 24}
+    return block | ({"cross": {"heads": 2}} if cross else {})
+
+
+def stack(*, position: bool = True, width: int = 16, **block: Any) -> dict[str, Any]:
+    """A stack of one layer as plain data."""
+    place = {"position": {"kind": "Learned", "length": 32}} if position else {}
+    return {"width": width, "depth": 1, "input": {"kind": "Tokens", "vocab_size": 50, **place}, "pattern": [_block(**block)]}
+
+
+def model(*stacks: str, head: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """A model with the stacks named, as plain data."""
+    parts: dict[str, Any] = {"kind": "Transformer", "head": head or {"kind": "LanguageModel"}}
+    for name in stacks:
+        causal = {"mask": "causal", "cross": len(stacks) > 1} if name == "decoder" else {}
+        parts[name] = stack(**causal, **fields)
+    return parts | ({"share_tokens": True} if len(stacks) > 1 else {})
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "Causal": {"length": 16},
+    "Masked": {"length": 24, "whole_words": True},
+    "SpanCorruption": {"length": 16},
+    "SequenceToSequence": {"length": 24, "target_length": 24},
+    "Classification": {"length": 24, "labels": ["negative", "positive"]},
+}
+
+
+def write_data(folder: Path) -> None:
+    """The files that `recipe` names, in a folder."""
+    (folder / "lines.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    rows = [{"text": f"{text}{i}", "label": label} for i in range(6) for text, label in REVIEWS]
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    pairs = [{"source": line, "target": line[::-1]} for line in LINES]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs), encoding="utf-8")
+
+
+def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
+    """A recipe as plain data: an objective on the files that `write_data` wrote, six steps of a tiny model."""
+    models = {
+        "Causal": lambda: model("decoder"),
+        "Masked": lambda: model("encoder"),
+        "Classification": lambda: model("encoder", head={"kind": "Classify", "labels": 2, "pool": "mean"}),
+    }
+    file = {"Classification": "reviews.jsonl", "SequenceToSequence": "pairs.jsonl"}.get(kind, "lines.txt")
+    tokenizer = {"kind": "characters", "vocab_size": 40 if kind == "Classification" else VOCABULARY}
+    settings = {"steps": 6, "batch": 3, "warmup": 2, "validate_every": 2, "checkpoint_every": 2, "precision": "fp32", "keep": 9}
+    return {
+        "model": models.get(kind, lambda: model("encoder", "decoder"))(),
+        "data": {"source": str(folder / file), "validation": 0.2},
+        "tokenizer": tokenizer | ({"sentinels": 8} if kind == "SpanCorruption" else {}),
+        "objective": {"kind": kind, **OBJECTIVES[kind]},
+        "train": settings | train,
+    }
+
+
+def recipe(kind: str, folder: Path, **train: Any) -> Recipe:
+    """`plain` as a recipe."""
+    return read_recipe(plain(kind, folder, **train))

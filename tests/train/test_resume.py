@@ -1,0 +1,267 @@
+"""A run that is stopped and goes on ends where an undisturbed one ends, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from recipes import plain, recipe
+from safetensors.torch import load_file, save_file
+
+from triform.train import Recipe, read_metrics, read_recipe, run
+
+TIMINGS = {"seconds", "tokens_per_second", "peak_share"}
+KINDS = ["Causal", "Masked", "SpanCorruption", "SequenceToSequence", "Classification"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def quiet(row: dict[str, Any]) -> None:
+    pass
+
+
+def killed_at(step: int) -> Any:
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] == step:
+            raise Killed
+
+    return report
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves: weights, the last checkpoint with the optimizer's state, metrics but for the timings."""
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    state = json.loads((last / "state.json").read_text("utf-8"))
+    without = {k: v for k, v in state.items() if k not in ("seconds", "last")}
+    without["last"] = {k: v for k, v in state["last"].items() if k not in TIMINGS}
+    return {
+        "model": load_file(folder / "model" / "model.safetensors"),
+        "weights": load_file(last / "model.safetensors"),
+        "optimizer": load_file(last / "optimizer.safetensors"),
+        "state": without,
+        "metrics": [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(folder / "metrics.jsonl")],
+    }
+
+
+def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    for part in ("model", "weights", "optimizer"):
+        assert left[part].keys() == right[part].keys()
+        assert all(torch.equal(left[part][name], right[part][name]) for name in left[part]), part
+    assert left["state"] == right["state"]
+    assert left["metrics"] == right["metrics"]
+
+
+def stopped_and_resumed(made: Recipe, folder: Path, steps: list[int]) -> None:
+    for step in steps:
+        with pytest.raises(Killed):
+            run(made, folder, resume=True, report=killed_at(step))
+    assert run(made, folder, resume=True, report=quiet).finished
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_objective_goes_on_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
+    made = recipe(kind, data)
+    run(made, tmp_path / "whole", report=quiet)
+    stopped_and_resumed(made, tmp_path / "stopped", [3])
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_settings_go_on_bit_for_bit(optimizer: str, precision: str, data: Path, tmp_path: Path) -> None:
+    made = recipe("SequenceToSequence", data, bucket=2, accumulate=2, optimizer=optimizer, precision=precision, export="best", steps=5)
+    run(made, tmp_path / "whole", report=quiet)
+    # before any checkpoint, on one, and after one; twice in the same place
+    stopped_and_resumed(made, tmp_path / "stopped", [1, 2, 3, 3, 5])
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
+
+
+def test_the_comparison_sees_another_seed_and_another_order(data: Path, tmp_path: Path) -> None:
+    run(recipe("Causal", data), tmp_path / "a", report=quiet)
+    run(recipe("Causal", data, seed=1), tmp_path / "b", report=quiet)
+    with pytest.raises(AssertionError):
+        assert_same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
+
+
+def test_a_half_written_checkpoint_and_other_leftovers_are_swept_away(data: Path, tmp_path: Path) -> None:
+    made = recipe("Causal", data)
+    run(made, tmp_path / "whole", report=quiet)
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        run(made, folder, report=killed_at(5))
+    half = folder / "checkpoints" / ".step-00000006.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (folder / "data" / ".train.abc").mkdir()
+    (folder / ".result.json.1.tmp").write_text("{", encoding="utf-8")
+    assert run(made, folder, resume=True, report=quiet).finished
+    assert not list(folder.rglob(".*"))
+    assert_same(outcome(tmp_path / "whole"), outcome(folder))
+
+
+def test_metrics_cut_in_the_middle_of_a_line_are_mended(data: Path, tmp_path: Path) -> None:
+    made = recipe("Causal", data)
+    run(made, tmp_path / "whole", report=quiet)
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        run(made, folder, report=killed_at(5))
+    file = folder / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert run(made, folder, resume=True, report=quiet).finished
+    assert [json.loads(line)["step"] for line in file.read_text("utf-8").splitlines()] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert_same(outcome(tmp_path / "whole"), outcome(folder))
+
+
+def test_a_finished_run_is_left_as_it_is(data: Path, tmp_path: Path) -> None:
+    made, folder = recipe("Causal", data), tmp_path / "run"
+    result = run(made, folder, report=quiet)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    rows: list[dict[str, Any]] = []
+    assert run(made, folder, resume=True, report=rows.append) == result
+    assert not rows
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    moved = folder.rename(tmp_path / "moved")
+    assert asdict(run(made, moved, resume=True)) == asdict(result) | {"folder": str(moved)}
+
+
+def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
+    run(recipe("Causal", data, checkpoint_every=1, keep=2), tmp_path / "run", report=quiet)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+@pytest.fixture
+def stopped(data: Path, tmp_path: Path) -> tuple[Recipe, Path]:
+    """A recipe and the folder of a run of it, killed after a checkpoint at step 4."""
+    made = recipe("Causal", data)
+    with pytest.raises(Killed):
+        run(made, tmp_path / "run", report=killed_at(5))
+    return made, tmp_path / "run"
+
+
+def test_another_recipe_does_not_go_on_with_a_run(stopped: tuple[Recipe, Path], data: Path) -> None:
+    _, folder = stopped
+    before = (folder / "metrics.jsonl").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a run"):
+            run(recipe("Causal", data, rate=0.5), folder, resume=resume)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def _without_a_weight(checkpoint: Path) -> None:
+    _rewrite(checkpoint / "model.safetensors", lambda tensors: tensors.pop(next(iter(tensors))))
+
+
+def _without_a_moment(checkpoint: Path) -> None:
+    _rewrite(checkpoint / "optimizer.safetensors", lambda tensors: tensors.pop("exp_avg/decoder.input.token.weight"))
+
+
+def _with_a_stray_moment(checkpoint: Path) -> None:
+    _rewrite(checkpoint / "optimizer.safetensors", lambda tensors: tensors.update({"exp_avg/nowhere": torch.zeros(1)}))
+
+
+def _with_another_shape(checkpoint: Path) -> None:
+    _rewrite(checkpoint / "optimizer.safetensors", lambda tensors: tensors.update({"exp_avg/decoder.input.token.weight": torch.zeros(3)}))
+
+
+def _rewrite(file: Path, change: Any) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def _cut(checkpoint: Path) -> None:
+    file = checkpoint / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def _no_state(checkpoint: Path) -> None:
+    (checkpoint / "state.json").write_text('{"step": 4', encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_without_a_weight, "lacks decoder"), (_without_a_moment, "lacks exp_avg/decoder.input.token.weight"),
+        (_with_a_stray_moment, "also has exp_avg/nowhere"), (_with_another_shape, r"of \(3,\), expected \(120, 16\)"),
+        (_cut, "cannot be taken up"), (_no_state, "cannot be taken up"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_refused_in_one_line(harm: Any, says: str, stopped: tuple[Recipe, Path]) -> None:
+    made, folder = stopped
+    harm(folder / "checkpoints" / "step-00000004")
+    with pytest.raises(ValueError, match=says) as caught:
+        run(made, folder, resume=True, report=quiet)
+    assert "\n" not in str(caught.value)
+    assert "step-00000004" in str(caught.value)
+
+
+def test_without_the_damaged_checkpoint_the_one_before_serves(stopped: tuple[Recipe, Path]) -> None:
+    made, folder = stopped
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    rows: list[dict[str, Any]] = []
+    assert run(made, folder, resume=True, report=rows.append).finished
+    assert [row["step"] for row in rows] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("what", ["text", "model", "tokenizer"])
+def test_a_run_does_not_go_on_with_what_has_changed_under_it(what: str, data: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes((data / "lines.txt").read_bytes())
+    run(recipe("Causal", data, steps=1), tmp_path / "first", report=quiet)
+    settings = plain("Causal", data)
+    settings["data"]["source"] = str(text)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(settings["model"]), encoding="utf-8")
+    settings["model"] = str(tmp_path / "model.yaml")
+    settings["tokenizer"] = {"path": str(tmp_path / "first" / "tokenizer")}
+    made, folder = read_recipe(settings), tmp_path / "run"
+    with pytest.raises(Killed):
+        run(made, folder, report=killed_at(3))
+    if what == "text":
+        text.write_text(text.read_text("utf-8") + "又见一人。\n", encoding="utf-8")
+    elif what == "model":
+        file = tmp_path / "model.yaml"
+        file.write_text(file.read_text("utf-8").replace("dropout: 0.1", "dropout: 0.2"), encoding="utf-8")
+    else:
+        file = tmp_path / "first" / "tokenizer" / "tokenizer.json"
+        file.write_text(file.read_text("utf-8").replace("[MASK]", "[HIDE]"), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"the {what}.* this run beg"):
+        run(made, folder, resume=True, report=quiet)
+
+
+SCRIPT = "import sys; from triform.cli import run; sys.exit(run(sys.argv[1:]))"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_process_goes_on_bit_for_bit(number: signal.Signals, data: Path, tmp_path: Path) -> None:
+    settings = plain("Causal", data, steps=2000, checkpoint_every=50, validate_every=1000, keep=2)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-c", SCRIPT, "train", str(tmp_path / "recipe.yaml"), "--resume", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "stopped")], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 80) and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    if number != signal.SIGKILL:
+        assert "go on with: triform train" in output.decode()
+    assert 80 <= len(read_metrics(metrics)) < 2000
+    subprocess.run([*command, str(tmp_path / "stopped")], check=True, env=environment, capture_output=True)
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
