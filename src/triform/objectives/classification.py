@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from triform import config
 from triform.config.spec import spec
 from triform.data.shards import Shards
+from triform.nn.norm import at_least_float
 from triform.text.framing import judged
 
 from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows, texts_of
@@ -73,7 +74,7 @@ class ClassificationObjective(Objective):
 
     def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
         out = model(batch.inputs, batch.mask)
-        logits = out.logits.float()
+        logits = at_least_float(out.logits)
         total = F.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=smoothing)
         if z_loss:
             total = total + z_loss * logits.logsumexp(-1).square().sum()

@@ -1,0 +1,245 @@
+"""What one step does: the loss and its gradients, the learning rate, decay, clipping, and which samples it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recipes import model, plain, recipe
+
+from triform.nn import build
+from triform.objectives import Batch, Samples
+from triform.train import TrainRecipe, read_recipe
+from triform.train.batches import Batches
+from triform.train.loop import Trainer
+from triform.train.optimizer import Optimizer, clip_gradients, schedule
+
+EXPERTS = {"kind": "Experts", "expert": {"kind": "FeedForward", "hidden": 16}, "count": 3, "top_k": 1}
+
+
+def trainer(data: Path, folder: Path, kind: str = "Causal", experts: bool = False, **train: Any) -> Trainer:
+    """A trainer in fp64 without dropout."""
+    settings = plain(kind, data, **train)
+    settings["data"]["validation"] = 0
+    if experts:
+        settings["model"] = model("decoder", feed_forward=EXPERTS)
+    found = Trainer(read_recipe(settings), folder, progress=False)
+    found.model.double()
+    for module in found.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return found
+
+
+def gradients(made: Trainer, batches: Sequence[Batch]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    made.model.zero_grad()
+    made.model.train()
+    losses = made._backward(batches, sum(batch.tokens for batch in batches))
+    return losses, {n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None}
+
+
+def apart(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    return max(float((left[n] - right[n]).abs().max()) for n in left)
+
+
+@pytest.mark.parametrize("kind", ["Causal", "Masked", "SpanCorruption", "SequenceToSequence", "Classification"])
+def test_micro_batches_add_up_to_one_batch(kind: str, data: Path, tmp_path: Path) -> None:
+    """In fp64, where rounding leaves 1e-12, a mean of means would be off by 1e-3."""
+    small = trainer(data, tmp_path / "small", kind, batch=2, accumulate=4, smoothing=0.1, z_loss=0.01)
+    chosen = small.train.indices(0)
+    seeds = [(0, 0, i) for i in range(8)]
+    whole = [small.train._collate(chosen, seeds)]
+    parts = [small.train._collate(chosen[i:j], seeds[i:j]) for i, j in ((0, 1), (1, 4), (4, 6), (6, 8))]
+    one, four = gradients(small, whole), gradients(small, parts)
+    assert one[0] == pytest.approx(four[0], abs=1e-12)
+    assert apart(one[1], four[1]) < 1e-12
+    means = [gradients(small, [part]) for part in parts]
+    mean = {n: torch.stack([m[1][n] for m in means]).mean(0) for n in one[1]}
+    assert apart(one[1], mean) > 1e-4
+
+
+def test_the_routers_losses_add_up_too(data: Path, tmp_path: Path) -> None:
+    """The z-loss is a mean over tokens, so micro-batches of different sizes give that of the whole."""
+    made = trainer(data, tmp_path / "run", experts=True, load_balance=0.0, router_z=1.0)
+    made.validation = None
+    documents = [made.train.samples[i] for i in range(6)]
+    documents[1] = {name: values[:5] for name, values in documents[1].items()}
+    seeds = [(0, 0, i) for i in range(6)]
+    whole = [made.objective.collate(documents, seeds)]
+    parts = [made.objective.collate(documents[i:j], seeds[i:j]) for i, j in ((0, 1), (1, 2), (2, 6))]
+    assert len({part.tokens for part in parts}) == 3
+    one, three = gradients(made, whole), gradients(made, parts)
+    assert apart(one[1], three[1]) < 1e-12
+    made.settings = replace(made.settings, router_z=0.0)
+    assert apart(one[1], gradients(made, whole)[1]) > 1e-4
+
+
+def test_load_balance_is_of_each_micro_batch_by_its_tokens(data: Path, tmp_path: Path) -> None:
+    made = trainer(data, tmp_path / "run", experts=True, load_balance=1.0, router_z=0.0, accumulate=2)
+    parts = made.train.step(0)
+    found = gradients(made, parts)[1]
+    tokens, count = sum(part.tokens for part in parts), sum(part.count for part in parts)
+    made.model.zero_grad()
+    for part in parts:
+        loss = made.objective.loss(made.model, part)
+        (loss.total / count + loss.auxiliary["load_balance"] * part.tokens / tokens).backward()
+    assert apart(found, {n: p.grad for n, p in made.model.named_parameters()}) < 1e-12
+    made.settings = replace(made.settings, load_balance=0.0)
+    assert apart(found, gradients(made, parts)[1]) > 1e-4
+
+
+def cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), floor=st.floats(0, 1), at=st.floats(0, 1))
+@pytest.mark.parametrize(("name", "curve"), [("cosine", cosine), ("linear", lambda done: 1 - done), ("constant", lambda done: 1.0)])
+def test_schedules(name: Any, curve: Any, steps: int, warmup: int, floor: float, at: float) -> None:
+    step, made = int(at * (steps - 1)), TrainRecipe(steps=steps, warmup=warmup, floor=floor, schedule=name)
+    wanted = (step + 1) / warmup if step < warmup else floor + (1 - floor) * curve((step - warmup) / (steps - warmup))
+    assert schedule(step, made) == pytest.approx(wanted, abs=1e-12)
+    if warmup < steps:
+        assert schedule(warmup, made) == pytest.approx(1.0, abs=1e-12)
+
+
+def tiny() -> Any:
+    return build(model("encoder", feed_forward=EXPERTS, width=16) | {"head": {"kind": "LanguageModel", "bias": "learned"}}, seed=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_matrices_decay_and_muon_takes_those_of_the_layers(optimizer: Any) -> None:
+    module = tiny()
+    made = Optimizer(module, TrainRecipe(steps=1, optimizer=optimizer, weight_decay=0.3))
+    decay, owner = {}, {}
+    for part in made.parts:
+        for group in part.param_groups:
+            for parameter in group["params"]:
+                decay[made.names[parameter]] = group["weight_decay"]
+                owner[made.names[parameter]] = type(part).__name__
+    assert decay == {n: 0.3 if p.ndim >= 2 else 0.0 for n, p in module.named_parameters()}
+    by_muon = {n for n, p in module.named_parameters() if ".layers." in n and p.ndim == 2} if optimizer == "muon" else set()
+    assert {n for n, name in owner.items() if name == "Muon"} == by_muon
+    assert (len(by_muon) > 3) == (optimizer == "muon")
+
+
+def test_without_gradients_matrices_shrink_by_rate_times_decay() -> None:
+    module = tiny()
+    made = Optimizer(module, TrainRecipe(steps=1, rate=0.1, weight_decay=0.3))
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step(0.5)
+    for name, parameter in module.named_parameters():
+        expected = before[name] * (1 - 0.1 * 0.5 * 0.3) if parameter.ndim >= 2 else before[name]
+        assert torch.allclose(parameter, expected, rtol=1e-6, atol=0)
+        assert parameter.grad is None
+
+
+def test_gradients_are_clipped_to_a_norm() -> None:
+    module = tiny()
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    count = sum(p.numel() for p in module.parameters())
+    assert clip_gradients(module, 2.0) == pytest.approx(math.sqrt(count), rel=1e-5)
+    assert clip_gradients(module, 100.0) == pytest.approx(2.0, rel=1e-5)
+    assert clip_gradients(module, 1.0) == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizer_state_goes_out_and_in(optimizer: Any) -> None:
+    recipe = TrainRecipe(steps=1, optimizer=optimizer)
+    module, other = tiny(), tiny()
+    one, two = Optimizer(module, recipe), Optimizer(other, recipe)
+    fresh = one.state()
+    for parameter in list(module.parameters())[1:]:  # the first never gets a gradient
+        parameter.grad = torch.randn_like(parameter)
+    one.step(1.0)
+    saved = {name: tensor.clone() for name, tensor in one.state().items()}
+    assert saved.keys() == fresh.keys()
+    assert all("/" in name and name.split("/", 1)[1] in one.names.values() for name in saved)
+    two.load(saved)
+    other.load_state_dict(module.state_dict())
+    generator = torch.Generator().manual_seed(3)
+    for left, right in zip(module.parameters(), other.parameters(), strict=True):
+        left.grad = torch.randn(left.shape, generator=generator)
+        right.grad = left.grad.clone()
+    one.step(1.0)
+    two.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, two.state()[n]) for n, a in one.state().items())
+    with pytest.raises(ValueError, match="of another model or another optimizer"):
+        Optimizer(tiny(), replace(recipe, optimizer="muon" if optimizer == "adamw" else "adamw")).load(saved)
+
+
+class Recorder:
+    """An objective whose batch is the indices of its samples."""
+
+    def collate(self, samples: Any, seeds: Any) -> Any:
+        return [int(s["i"]) for s in samples], list(seeds)
+
+
+def recorded(count: int, **train: Any) -> Batches:
+    lengths = np.random.default_rng(0).integers(1, 100, count)
+    made: Any = Samples(lengths, lambda i: {"i": np.array(i)})
+    objective: Any = Recorder()
+    return Batches(objective, made, TrainRecipe(steps=1, **train))
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 60), batch=st.integers(1, 6), accumulate=st.integers(1, 3), bucket=st.integers(1, 5))
+def test_every_epoch_takes_every_sample_once(count: int, batch: int, accumulate: int, bucket: int) -> None:
+    made = recorded(count, batch=batch, accumulate=accumulate, bucket=bucket)
+    size = batch * accumulate
+    rounds = math.lcm(count, size * bucket) // size
+    taken = np.concatenate([made.indices(step) for step in range(rounds)])
+    assert (np.bincount(taken, minlength=count) == rounds * size // count).all()
+    micro: Any = made.step(rounds - 1)
+    assert [i for found, _ in micro for i in found] == made.indices(rounds - 1).tolist()
+    assert all(len(found) == batch for found, _ in micro)
+    seeds = [seed for _, found in micro for seed in found]
+    assert len(set(seeds)) == size
+
+
+def test_buckets_put_like_lengths_together() -> None:
+    def padding(bucket: int) -> int:
+        made = recorded(640, batch=8, bucket=bucket)
+        lengths = [made.samples.lengths[made.indices(step)] for step in range(80)]
+        return sum(int(found.max()) * len(found) - int(found.sum()) for found in lengths)
+
+    assert padding(8) < 0.3 * padding(1)
+
+
+@pytest.mark.parametrize("most", [None, 1, 3, 100])
+def test_held_out_samples_are_scored_once_or_evenly(most: int | None) -> None:
+    made = recorded(100, batch=8, bucket=4)
+    batches: list[Any] = list(made.once(most))
+    taken = sorted(i for found, _ in batches for i in found)
+    if most in (None, 100):
+        assert taken == list(range(100))
+    else:
+        assert most is not None
+        assert len(batches) == most
+        assert taken[0] < 10
+        assert taken[-1] > 80
+        average = made.samples.lengths[taken].mean()
+        assert abs(average - made.samples.lengths.mean()) < 3 * made.samples.lengths.std() / math.sqrt(len(taken))
+    assert batches == list(made.once(most))
+
+
+def test_dropout_differs_by_step_and_seed_alone(data: Path, tmp_path: Path) -> None:
+    made = Trainer(recipe("Causal", data, rate=1e-30, muon_rate=1e-30, weight_decay=0.0), tmp_path / "a", progress=False)
+    made.peak = 1.0
+    made.train.indices = lambda step: np.arange(3)  # type: ignore[method-assign]
+    losses = [made._step(step)["loss"] for step in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
