@@ -15,7 +15,7 @@ from .models import open_model, progress, texts_of
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Example: triform classify runs/critic 房间很干净，下次还来 - --json < reviews.txt")
+@app.command(epilog="Example: triform classify runs/critic/model 房间很干净，下次还来 - --json < reviews.txt")
 def classify(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder with a classifier.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help='Texts to judge; "-" reads them, one a line.')],

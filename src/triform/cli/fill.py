@@ -13,7 +13,7 @@ from .models import open_model, texts_of
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Example: triform fill runs/critic 这家酒店的服务很[MASK]。 --top 3")
+@app.command(epilog="Example: triform fill runs/critic-pretrain/model 这家酒店的服务很[MASK]。 --top 3")
 def fill(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder with a masked language model.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help='Texts with [MASK] in them; "-" reads them, one a line.')],

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False)
 _BATCH = 32
 
 
-@app.command(epilog='Example: triform generate runs/storyteller 却说曹操 --temperature 0.8 --top-p 0.95 --seed 1 --stop "。"')
+@app.command(epilog='Example: triform generate runs/storyteller/model 却说曹操 --temperature 0.8 --top-p 0.95 --seed 1 --stop "。"')
 def generate(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder with a model that has a decoder.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help='Texts to continue or answer; "-" reads them, one a line.')],
