@@ -15,8 +15,10 @@ from triform import config
 
 from .cache import Growing
 from .mask import View
-from .norm import build_norm
+from .norm import at_least_float, build_norm
 from .position import rotate
+
+_SHORT = 256  # keys, up to which the CPU trains attention in fp32
 
 
 @dataclass
@@ -69,15 +71,8 @@ class Attention(nn.Module):
         key, value = self._keys_and_values(x, view, memory, store)
         if probe is not None:
             probe["weights"] = self._weights(query, key, view)
-        y = F.scaled_dot_product_attention(
-            query, key, value,
-            attn_mask=view.mask,
-            is_causal=view.causal,
-            dropout_p=self.spec.dropout if self.training else 0.0,
-            scale=self.spec.scale,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )  # fmt: skip
-        out: Tensor = self.out(y.transpose(1, 2).flatten(-2))
+        y = self._attend(query, key, value, view)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(-2).type_as(value))
         return out
 
     def _keys_and_values(self, x: Tensor, view: View, memory: Tensor | None, store: Growing | None) -> tuple[Tensor, Tensor]:
@@ -88,6 +83,19 @@ class Attention(nn.Module):
         if view.rotation is not None:
             key = rotate(key, view.rotation)
         return (key, value) if store is None else store.append(key, value)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
+        mask, dropout = view.mask, self.spec.dropout if self.training else 0.0
+        # torch's CPU kernel goes backward slower in bf16 than in fp32 while sequences are short.
+        fused = dropout == 0 and (mask is None or mask.dtype == torch.bool)
+        short = fused and query.is_cpu and query.requires_grad and key.shape[2] <= _SHORT
+        if short:
+            query, key, value = at_least_float(query), at_least_float(key), at_least_float(value)
+        with torch.autocast(query.device.type, enabled=not short and torch.is_autocast_enabled(query.device.type)):
+            y = F.scaled_dot_product_attention(
+                query, key, value, mask, dropout, view.causal, scale=self.spec.scale, enable_gqa=key.shape[1] != query.shape[1]
+            )
+        return y
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
