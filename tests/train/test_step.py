@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from recipes import model, plain, recipe
 
 from triform.nn import build
+from triform.nn.dropout import Dropout
 from triform.objectives import Batch, Samples
 from triform.train import TrainRecipe, read_recipe
 from triform.train.batches import Batches
@@ -34,7 +35,7 @@ def trainer(data: Path, folder: Path, kind: str = "Causal", experts: bool = Fals
     found = Trainer(read_recipe(settings), folder, progress=False)
     found.model.double()
     for module in found.model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, Dropout):
             module.p = 0.0
     return found
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from triform import config
 
+from .dropout import Dropout
 from .norm import build_norm
 from .position import InputPosition
 
@@ -21,7 +22,7 @@ class TokenInput(nn.Module):
         self.position = InputPosition(spec.position, width) if spec.position else None
         self.segment = nn.Embedding(spec.segments, width) if spec.segments else None
         self.norm = build_norm(spec.norm, width)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor | None = None) -> Tensor:
         """`positions` (B or 1, T); `segments` (B, T), all 0 when left out."""
@@ -46,7 +47,7 @@ class PatchInput(nn.Module):
         self.patch = nn.Conv2d(spec.channels, width, spec.patch, spec.patch, bias=spec.bias)
         self.position = nn.Parameter(torch.empty(spec.length, width))
         self.norm = build_norm(spec.norm, width)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
 
     def forward(self, pixels: Tensor) -> Tensor:
         expected = (self.spec.channels, self.spec.image, self.spec.image)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from triform import config
 
+from .dropout import Dropout
 from .norm import at_least_float
 
 
@@ -44,7 +45,7 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(width, spec.hidden, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(width, spec.hidden, bias=spec.bias)
         self.down = nn.Linear(spec.hidden, width, bias=spec.bias)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
@@ -89,7 +90,7 @@ class Experts(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(count, hidden)) if spec.expert.bias else None
         self.gate_bias = nn.Parameter(torch.empty(count, hidden)) if spec.expert.bias and spec.expert.gated else None
         self.down_bias = nn.Parameter(torch.empty(count, width)) if spec.expert.bias else None
-        self.dropout = nn.Dropout(spec.expert.dropout)
+        self.dropout = Dropout(spec.expert.dropout)
         self.shared = FeedForward(spec.shared, width) if spec.shared else None
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Routing]:

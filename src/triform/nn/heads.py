@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triform import config
 
+from .dropout import Dropout
 from .feedforward import ACTIVATIONS
 from .norm import build_norm
 
@@ -91,7 +92,7 @@ class Classify(Pooled):
 
     def __init__(self, spec: config.Classify, width: int) -> None:
         super().__init__(spec, width)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.out = nn.Linear(width, spec.labels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
@@ -121,7 +122,7 @@ class PerToken(nn.Module):
     def __init__(self, spec: config.ClassifyTokens | config.AnswerSpan, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.out = nn.Linear(width, spec.labels if isinstance(spec, config.ClassifyTokens) else 2)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, ids: Tensor | None = None) -> Tensor:

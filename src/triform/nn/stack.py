@@ -14,6 +14,7 @@ from triform import config
 
 from .attention import Attention, Trace
 from .cache import Cache
+from .dropout import Dropout
 from .embed import PatchInput, TokenInput
 from .feedforward import Experts, FeedForward, Routing
 from .mask import Layout, View, masked_bias, positions_of, visible
@@ -29,7 +30,7 @@ class Sublayer(nn.Module):
         self.body, self.placement = body, block.placement
         self.norm = build_norm(block.norm, width)
         self.norm_out = build_norm(block.norm if block.placement == "sandwich" else None, width)
-        self.dropout = nn.Dropout(block.dropout)
+        self.dropout = Dropout(block.dropout)
 
     def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, Any]:
         """The new residual stream, and whatever else f returns."""
