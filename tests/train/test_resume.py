@@ -247,21 +247,21 @@ SCRIPT = "import sys; from triform.cli import run; sys.exit(run(sys.argv[1:]))"
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_process_goes_on_bit_for_bit(number: signal.Signals, data: Path, tmp_path: Path) -> None:
-    settings = plain("Causal", data, steps=2000, checkpoint_every=50, validate_every=1000, keep=2)
+    settings = plain("Causal", data, steps=500, checkpoint_every=50, validate_every=500, keep=2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-c", SCRIPT, "train", str(tmp_path / "recipe.yaml"), "--resume", "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
     process = subprocess.Popen([*command, str(tmp_path / "stopped")], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 80) and time.monotonic() < end:
         time.sleep(0.005)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
         assert "go on with: triform train" in output.decode()
-    assert 80 <= len(read_metrics(metrics)) < 2000
+    assert 80 <= len(read_metrics(metrics)) < 500
     subprocess.run([*command, str(tmp_path / "stopped")], check=True, env=environment, capture_output=True)
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))

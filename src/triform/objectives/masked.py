@@ -72,7 +72,7 @@ class MaskedObjective(Objective):
         t = self.tokenizer
         assert t.cls is not None
         assert t.sep is not None
-        room = self.spec.length - 2
+        room, unknown = self.spec.length - 2, t.unk
         out: list[dict[str, Sequence[int]]] = []
         texts = texts_of(rows, self.spec.text)
         for text, encoding in zip(texts, t.encodings(texts, plain=True), strict=True):
@@ -82,7 +82,7 @@ class MaskedObjective(Objective):
                 part = ids[start : start + room]
                 number: dict[int, int] = {}
                 own = [
-                    0 if w is None or i == t.unk else number.setdefault(w, len(number) + 1)
+                    0 if w is None or i == unknown else number.setdefault(w, len(number) + 1)
                     for i, w in zip(part, words[start : start + room], strict=True)
                 ]
                 out.append({"text": [t.cls, *part, t.sep], "word": [0, *own, 0]})
