@@ -129,6 +129,14 @@ def test_a_model_returns_the_mean_over_its_layers_and_padding_does_not_count() -
     assert tiny.build(tiny.decoder())(ids).aux.load_balance is None
 
 
+@pytest.mark.parametrize("mask", [None, torch.tensor([[False, True, True, True, True]])], ids=["documents", "mask and documents"])
+def test_padding_between_packed_documents_is_routed_nowhere(mask: Tensor | None) -> None:
+    stack = tiny.stack(tiny.attention("rotary", mask="causal"), feed_forward=tiny.EXPERTS)
+    layout = nn.Layout(documents=torch.tensor([[0, 0, 1, 1, -1]]))
+    aux = tiny.build(config.Transformer(decoder=stack))(tiny.ids(1, 5), mask, layout=layout).aux
+    assert [len(routing.logits) for routing in aux.routing] == [4 if mask is None else 3] * 2
+
+
 def test_gradients_are_those_of_the_plain_loop() -> None:
     """They reach the router, every expert, the shared feed-forward and the tokens."""
     experts = layer(renormalize=True, shared=PLAIN)

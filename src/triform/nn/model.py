@@ -192,9 +192,7 @@ class DualEncoder(nn.Module):
         x, _ = self.image(pixels, trace=trace)
         return F.normalize(self.image_out(x[:, 0]), dim=-1)
 
-    def forward(
-        self, inputs: Tensor, mask: Tensor | None = None, target: Tensor | None = None, trace: Trace | None = None, **_: Any
-    ) -> Output:
+    def forward(self, inputs: Tensor, mask: Tensor | None = None, target: Tensor | None = None, trace: Trace | None = None) -> Output:
         """Texts (B, T) and images `target` (B', channels, side, side) to scaled similarities, `logits` (B, B').
 
         `hidden` is the texts' vectors and `memory` the images'. Without a target, logits is None.
