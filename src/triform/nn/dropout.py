@@ -23,7 +23,7 @@ class Dropout(nn.Module):
             return x
         if not x.is_cpu:
             return F.dropout(x, self.p)
-        cut = round(self.p * 65_536)
+        cut = min(round(self.p * 65_536), 65_535)
         numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= cut - 32_768
         return x * kept * (65_536 / (65_536 - cut))
