@@ -18,7 +18,9 @@ _EXPORTS = {
 _PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "plan", "text", "train")
 
 __version__ = version("triform")
-__all__ = ["Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "plan", "save", "text", "train"]
+__all__ = [
+    "Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "plan", "save", "text", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

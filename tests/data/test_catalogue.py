@@ -223,7 +223,6 @@ def test_the_commands_list_and_show(capsys):
 
 
 def test_digits_come_from_an_installed_package():
-    pytest.importorskip("sklearn", reason="the catalogue copies the digits of an installed scikit-learn")
     from importlib.metadata import version
 
     if version("scikit-learn") != catalogue.entry("digits").version:

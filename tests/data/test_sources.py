@@ -19,8 +19,10 @@ def file(request, tmp_path):
     path = tmp_path / f"some.{request.param}"
     kind = request.param.removesuffix(".gz")
     if kind == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"text": TEXTS, "n": [1, 2, 3]}), path)
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "n": [1, 2, 3]}), path)
         return path
     separator = "\t" if kind == "tsv" else ","
     lines = {
@@ -140,7 +142,7 @@ def test_a_name_of_the_catalogue_is_a_source():
 
 
 def test_hugging_face_data_is_streamed(monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
     asked = []
 
     def load(name, config, split, streaming):

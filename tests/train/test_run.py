@@ -265,7 +265,6 @@ def test_on_a_terminal_a_bar_is_shown(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_tensorboard_on_request(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorboard")
     run(recipe("Causal", data, steps=2, tensorboard=True), tmp_path / "run", report=quiet)
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

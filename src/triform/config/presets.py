@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import yaml
 
+from .model import Model
 from .serial import from_dict, to_dict, with_overrides
-from .spec import Model
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -1,4 +1,4 @@
-"""What a model is, as data.
+"""What a model is made of, as data: norms, positions, sublayers, blocks, stacks.
 
 Nothing here imports torch, so a configuration can be read, compared, saved and
 planned with where torch is absent. Every class is frozen and hashable: equal
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, dataclass_transform
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"]
-Pooling = Literal["first", "mean", "last", "end"]
 
 _T = TypeVar("_T")
 
@@ -26,14 +25,16 @@ def spec(cls: type[_T]) -> type[_T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
-def _at_least(part: object, low: int, *names: str) -> None:
+def at_least(part: object, low: int, *names: str) -> None:
+    """Raise ValueError unless the named fields of a part are None or at least `low`."""
     for name in names:
         value = getattr(part, name)
         if value is not None and value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
 
 
-def _probability(part: object, *names: str) -> None:
+def probability(part: object, *names: str) -> None:
+    """Raise ValueError unless the named fields of a part are from 0 up to but not including 1."""
     for name in names:
         value = getattr(part, name)
         if not 0 <= value < 1:
@@ -72,8 +73,8 @@ class Learned:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "length")
-        _at_least(self, 0, "offset")
+        at_least(self, 1, "length")
+        at_least(self, 0, "offset")
 
 
 @spec
@@ -127,8 +128,8 @@ class Bucketed:
     max_distance: int = 128
 
     def __post_init__(self) -> None:
-        _at_least(self, 4, "buckets")
-        _at_least(self, self.buckets, "max_distance")
+        at_least(self, 4, "buckets")
+        at_least(self, self.buckets, "max_distance")
 
 
 @spec
@@ -161,8 +162,8 @@ class Attention:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "heads", "kv_heads", "head_width", "window")
-        _probability(self, "dropout")
+        at_least(self, 1, "heads", "kv_heads", "head_width", "window")
+        probability(self, "dropout")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"kv_heads: expected a divisor of the {self.heads} heads, got {self.kv_heads}")
 
@@ -178,8 +179,8 @@ class FeedForward:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "hidden")
-        _probability(self, "dropout")
+        at_least(self, 1, "hidden")
+        probability(self, "dropout")
 
 
 @spec
@@ -199,7 +200,7 @@ class Experts:
     shared: FeedForward | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "count", "top_k", "capacity")
+        at_least(self, 1, "count", "top_k", "capacity")
         if self.top_k > self.count:
             raise ValueError(f"top_k: expected at most the {self.count} experts there are, got {self.top_k}")
 
@@ -220,7 +221,7 @@ class Block:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _probability(self, "dropout")
+        probability(self, "dropout")
         if self.cross and (self.cross.mask != "bidirectional" or self.cross.window or self.cross.position):
             raise ValueError("cross: expected a bidirectional mask, no window and no position, as it looks at another sequence")
 
@@ -240,9 +241,9 @@ class Tokens:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocab_size")
-        _at_least(self, 0, "segments")
-        _probability(self, "dropout")
+        at_least(self, 1, "vocab_size")
+        at_least(self, 0, "segments")
+        probability(self, "dropout")
 
 
 @spec
@@ -257,8 +258,8 @@ class Patches:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "image", "patch", "channels")
-        _probability(self, "dropout")
+        at_least(self, 1, "image", "patch", "channels")
+        probability(self, "dropout")
         if self.image % self.patch:
             raise ValueError(f"patch: expected a divisor of the image's side {self.image}, got {self.patch}")
 
@@ -279,7 +280,7 @@ class Stack:
     norm: LayerNorm | RMSNorm | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "width", "depth")
+        at_least(self, 1, "width", "depth")
         if not self.pattern:
             raise ValueError("pattern: expected at least one block, got none")
         for index, block in enumerate(self.pattern):
@@ -302,188 +303,3 @@ class Stack:
     def head_width(self, attention: Attention) -> int:
         """Width of one head of an attention of this stack."""
         return attention.head_width or self.width // attention.heads
-
-
-# Heads
-
-
-@spec
-class LanguageModel:
-    """Scores over the vocabulary.
-
-    `tied` reuses the token embedding. `scale` multiplies the hidden state first
-    (T5's `width ** -0.5`). `transform` puts BERT's linear layer, activation and
-    norm first. A `fixed` bias is kept with the weights but not trained (BART).
-    """
-
-    tied: bool = True
-    bias: Literal["none", "learned", "fixed"] = "none"
-    scale: float = 1.0
-    transform: Activation | None = None
-    norm: LayerNorm | RMSNorm = LayerNorm()
-
-
-@spec
-class Classify:
-    """One judgement over the whole sequence.
-
-    The pooled state is the first position's, the mean's, the last seen position's,
-    or that at the last `end` token. `transform` puts a square linear layer and an
-    activation before the output (BERT's pooler is tanh on the first position).
-    BERT's next-sentence head is two labels with that pooler.
-    """
-
-    labels: int
-    pool: Pooling = "first"
-    transform: Activation | None = None
-    end_token: int | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "labels")
-        _probability(self, "dropout")
-        _check_pool(self.pool, self.end_token)
-
-
-@spec
-class ClassifyTokens:
-    """One judgement a token (names, parts of speech)."""
-
-    labels: int
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "labels")
-        _probability(self, "dropout")
-
-
-@spec
-class AnswerSpan:
-    """Two scores a token: that an answer starts, and that it ends, there."""
-
-    dropout: float = 0.0
-
-
-@spec
-class Embed:
-    """One vector for the sequence: pooled, transformed, projected to `width`, made unit length.
-
-    BERT's pooler alone is `Embed(pool="first", transform="tanh")`; a sentence
-    encoder is `Embed(pool="mean", normalize=True)`.
-    """
-
-    pool: Pooling = "mean"
-    transform: Activation | None = None
-    width: int | None = None
-    normalize: bool = False
-    end_token: int | None = None
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "width")
-        _check_pool(self.pool, self.end_token)
-
-
-def _check_pool(pool: Pooling, end_token: int | None) -> None:
-    if (pool == "end") != (end_token is not None):
-        raise ValueError("end_token: expected an id with pool 'end', and only with it")
-
-
-Head = LanguageModel | Classify | ClassifyTokens | AnswerSpan | Embed
-
-
-@spec
-class Init:
-    """How weights start.
-
-    `normal`: every matrix from N(0, std); with `scale_residuals` the layers that
-    write to the residual stream from N(0, std / sqrt(2 depth)) (GPT-2). `t5`: by
-    fan-in and role, as Mesh TensorFlow does. `xavier`: uniform by fan-in and fan-out
-    for matrices, N(0, width ** -0.5) for embeddings (2017).
-    """
-
-    scheme: Literal["normal", "t5", "xavier"] = "normal"
-    std: float = 0.02
-    scale_residuals: bool = False
-
-
-# Models
-
-
-@spec
-class Transformer:
-    """An encoder, a decoder, or both, and a head.
-
-    `sentence_head` is a second judgement beside the first (BERT's next sentence).
-    `share_tokens` makes one token table serve encoder and decoder.
-    """
-
-    encoder: Stack | None = None
-    decoder: Stack | None = None
-    head: LanguageModel | Classify | ClassifyTokens | AnswerSpan | Embed | None = None
-    sentence_head: Classify | None = None
-    share_tokens: bool = False
-    init: Init = Init()
-
-    def __post_init__(self) -> None:
-        if self.encoder is None and self.decoder is None:
-            raise ValueError("encoder: expected an encoder, a decoder, or both, got neither")
-        if self.encoder and any(block.cross for block in self.encoder.pattern):
-            raise ValueError("encoder.pattern: expected no cross-attention, since an encoder has nothing to look at")
-        if self.decoder and any((block.cross is not None) != (self.encoder is not None) for block in self.decoder.pattern):
-            raise ValueError("decoder.pattern: expected cross-attention in every block with an encoder, and in none without")
-        if self.decoder and not isinstance(self.decoder.input, Tokens):
-            raise ValueError("decoder.input: expected Tokens, got Patches")
-        if isinstance(self.head, LanguageModel) and not isinstance(self.last.input, Tokens):
-            raise ValueError("head: expected a stack that reads Tokens for a LanguageModel head")
-        if self.share_tokens and (self.encoder is None or self.decoder is None or not self._same_table()):
-            raise ValueError("share_tokens: expected an encoder and a decoder of one width and one vocab_size")
-
-    def _same_table(self) -> bool:
-        a, b = self.encoder, self.decoder
-        return bool(
-            a and b and isinstance(a.input, Tokens) and isinstance(b.input, Tokens)
-            and (a.width, a.input.vocab_size) == (b.width, b.input.vocab_size)
-        )  # fmt: skip
-
-    @property
-    def last(self) -> Stack:
-        """The stack that the head reads."""
-        stack = self.decoder or self.encoder
-        assert stack is not None
-        return stack
-
-    @property
-    def form(self) -> str:
-        """encoder-only, decoder-only or encoder-decoder."""
-        if self.decoder is None:
-            return "encoder-only"
-        return "decoder-only" if self.encoder is None else "encoder-decoder"
-
-
-@spec
-class DualEncoder:
-    """Two towers that meet in one space of `width` (CLIP, Radford et al. 2021).
-
-    The text is read at its `end_token`; None: at its highest id.
-    """
-
-    text: Stack
-    image: Stack
-    width: int
-    end_token: int | None = None
-    init: Init = Init()
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "width")
-        if not isinstance(self.text.input, Tokens):
-            raise ValueError("text.input: expected Tokens")
-        if not isinstance(self.image.input, Patches):
-            raise ValueError("image.input: expected Patches")
-
-    @property
-    def form(self) -> str:
-        """dual-encoder."""
-        return "dual-encoder"
-
-
-Model = Transformer | DualEncoder

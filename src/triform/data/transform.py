@@ -32,7 +32,7 @@ def pinyin(text: str) -> list[str]:
         raise ValueError('pinyin needs pypinyin; pip install "triform[demo]"') from None
     out: list[str] = []
     for run in _HAN.findall(text):
-        syllables = lazy_pinyin(run, errors=list)
+        syllables = lazy_pinyin(run, errors=list)  # type: ignore[arg-type]
         out += syllables if len(syllables) == len(run) else list(run)
     return out
 

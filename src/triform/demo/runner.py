@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from .report import write_report
 from .stages import STAGES, Stage
 
+Say = Callable[[str, float], None]
+
 # What each part of a stage took when last measured, in seconds on two cores: how the bar shares out the time.
 PARTS: dict[str, dict[str, float]] = {
     "storyteller": {"storyteller": 105, "measure": 15},
@@ -21,26 +25,42 @@ PARTS: dict[str, dict[str, float]] = {
 }
 
 
+_SECONDS_A_LINE = 15.0
+
+
 class _Bar:
-    """One bar over all stages; a stage's parts move it by their share of the expected time."""
+    """One bar over all stages; a stage's parts move it by their share of the expected time.
+
+    Where standard error is no terminal it is a line now and then.
+    """
 
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.done = progress, 0.0
+        self.progress, self.done, self.shown, self.began = progress, 0.0, 0.0, time.monotonic()
         total = sum(sum(parts.values()) for parts in PARTS.values())
         self.task = progress.add_task("demo", total=total, now="starting")
 
-    def stage(self, name: str) -> Callable[[str, float], None]:
-        parts = PARTS[name]
-        base = self.done
-        self.done += sum(parts.values())
+    def stage(self, name: str) -> Say:
+        """What a stage reports to: what it does, and the share of that part that is done."""
+        base, parts = self.done, PARTS[name]
+        names, sizes = list(parts), list(parts.values())
+        self.done += sum(sizes)
 
         def say(what: str, share: float) -> None:
             part = what.split(":")[0]
-            names, sizes = list(parts), list(parts.values())
             at = names.index(part if part in parts and (": step" in what or ": preparing" in what) else "measure")
             self.progress.update(self.task, completed=base + sum(sizes[:at]) + share * sizes[at], now=what)
+            self._line(what)
 
         return say
+
+    def _line(self, what: str) -> None:
+        now = time.monotonic() - self.began
+        if self.progress.console.is_terminal or now - self.shown < _SECONDS_A_LINE:
+            return
+        self.shown = now
+        share = (self.progress.tasks[0].completed or 0) / (self.progress.tasks[0].total or 1)
+        left = f", about {now / share * (1 - share):.0f} s left" if share else ""
+        print(f"{100 * share:3.0f} %  {now:.0f} s{left}  {what}", file=sys.stderr, flush=True)
 
 
 def run_demo(folder: str | Path = "demo", *, quick: bool = False) -> dict[str, Any]:
@@ -58,7 +78,8 @@ def run_demo(folder: str | Path = "demo", *, quick: bool = False) -> dict[str, A
     results: dict[str, Any] = {}
     left = (TextColumn("left"), TimeRemainingColumn())
     columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left, TextColumn("{task.fields[now]}"))
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal) as progress:
         bar = _Bar(progress)
         for name, stage in STAGES.items():
             say = bar.stage(name)
