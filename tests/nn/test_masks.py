@@ -162,6 +162,7 @@ def test_documents_of_one_side_alone_are_refused() -> None:
         model(tiny.ids(1, 4), target=tiny.ids(1, 3), layout=nn.Layout(documents=torch.zeros(1, 4, dtype=torch.long)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_positions_restart_with_each_document(documents: list[int]) -> None:
     from triform.nn.mask import positions_of
