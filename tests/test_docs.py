@@ -95,6 +95,12 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert broken(read(document), document.parent) == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_of_the_package_exist(document: Path) -> None:
+    named = re.findall(r"`((?:src/triform|tests|examples|docs|[a-z]+)/[\w/-]+\.(?:py|yaml|txt))`", prose(read(document)))
+    assert [name for name in named if not any((folder / name).is_file() for folder in (ROOT, ROOT / "src/triform"))] == []
+
+
 def test_a_broken_link_is_found() -> None:
     text = "# One `two`\n[a](README.md) [b](#one-two) [c](#two) [d](no.md) [e](README.md#nowhere)"
     assert broken(text, ROOT) == ["#two", "no.md", "README.md#nowhere"]
