@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -24,7 +25,8 @@ def _sentences(row: Row) -> Iterator[Row]:
             yield {**row, "text": sentence.strip()}
 
 
-def pinyin(text: str) -> list[str]:
+@lru_cache(maxsize=1 << 16)  # a recipe reads its text more than once
+def pinyin(text: str) -> tuple[str, ...]:
     """The syllables of a Chinese text, without tones, as an input method takes them; other characters stand for themselves."""
     try:
         from pypinyin import lazy_pinyin
@@ -34,7 +36,7 @@ def pinyin(text: str) -> list[str]:
     for run in _HAN.findall(text):
         syllables = lazy_pinyin(run, errors=list)  # type: ignore[arg-type]
         out += syllables if len(syllables) == len(run) else list(run)
-    return out
+    return tuple(out)
 
 
 def _pinyin(row: Row) -> Iterator[Row]:
