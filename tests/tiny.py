@@ -95,12 +95,12 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def close(got: Any, wanted: Any, tolerance: float) -> None:
+def assert_close(got: Any, wanted: Any, tolerance: float) -> None:
     """Assert that two tensors, or dictionaries of them, differ by at most `tolerance` times the larger of 1 and the largest wanted."""
     if isinstance(wanted, dict):
         assert got.keys() == wanted.keys()
         for name in wanted:
-            close(got[name], wanted[name], tolerance)
+            assert_close(got[name], wanted[name], tolerance)
         return
     assert got.shape == wanted.shape
     if wanted.numel():

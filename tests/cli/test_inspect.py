@@ -103,4 +103,4 @@ def test_a_failure_keeps_the_old_diagram(capsys: pytest.CaptureFixture[str], tmp
 
 def test_torch_is_not_needed() -> None:
     code = "import sys; from triform import cli; assert cli.run(['inspect', 'gpt3-175b', '--json']) == 0; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

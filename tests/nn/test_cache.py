@@ -63,7 +63,7 @@ def test_any_cut_gives_the_full_pass(name: str, cuts: list[int], padding: list[i
         wanted = model(ids, mask).logits
     seen = torch.ones(3, LENGTH, dtype=torch.bool) if mask is None else mask
     got = in_passes(model, ids, mask, cuts, CACHES[cache](model.config))
-    tiny.close(got[seen], wanted[seen], 1e-5)
+    tiny.assert_close(got[seen], wanted[seen], 1e-5)
 
 
 @settings(max_examples=12, deadline=None)
@@ -75,7 +75,7 @@ def test_rows_padded_on_the_right_go_on_in_a_whole_cache(cuts: list[int], right:
     mask[1, 3 : 3 + right] = False
     got = in_passes(model, ids, mask, cuts, nn.Cache.growing(model.config, windowed=False))
     with torch.no_grad():
-        tiny.close(got[1][mask[1]], model(ids[1:, mask[1]]).logits[0], 1e-5)
+        tiny.assert_close(got[1][mask[1]], model(ids[1:, mask[1]]).logits[0], 1e-5)
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -87,9 +87,9 @@ def test_a_prefix_in_the_first_pass(cache: str, window: int | None) -> None:
         wanted = model(ids, layout=nn.Layout(prefix=prefix)).logits
         causal = model(ids).logits
     first = nn.Layout(prefix=prefix[:, :6])
-    tiny.close(in_passes(model, ids, None, [0, 6, 7, LENGTH], CACHES[cache](model.config), first), wanted, 1e-5)
+    tiny.assert_close(in_passes(model, ids, None, [0, 6, 7, LENGTH], CACHES[cache](model.config), first), wanted, 1e-5)
     with pytest.raises(AssertionError):
-        tiny.close(causal, wanted, 1e-5)
+        tiny.assert_close(causal, wanted, 1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -109,7 +109,7 @@ def test_an_encoder_runs_once(cuts: list[int], position: str, cache: str, padded
             parts.append(model(inputs, mask if start == 0 else None, target[:, start:end], part, cache=store).logits)
     hook.remove()
     seen = torch.ones(2, LENGTH, dtype=torch.bool) if target_mask is None else target_mask
-    tiny.close(torch.cat(parts, 1)[seen], wanted[seen], 1e-5)
+    tiny.assert_close(torch.cat(parts, 1)[seen], wanted[seen], 1e-5)
     assert len(runs) == 1
 
 
@@ -124,9 +124,9 @@ def test_reordered_rows_go_on_as_those_rows(name: str, cache: str) -> None:
         model(ids[:, :6], mask[:, :6], cache=store)
         store.reorder(rows)
         got = model(ids[rows, 6:], cache=store).logits
-    tiny.close(got, wanted, 1e-5)
+    tiny.assert_close(got, wanted, 1e-5)
     with pytest.raises(AssertionError):
-        tiny.close(got[[0, 1, 3, 2]], wanted, 1e-5)
+        tiny.assert_close(got[[0, 1, 3, 2]], wanted, 1e-5)
 
 
 def test_reordered_rows_of_an_encoder_decoder() -> None:
@@ -136,7 +136,7 @@ def test_reordered_rows_of_an_encoder_decoder() -> None:
         wanted = model(inputs[rows], mask[rows], target[rows]).logits[:, 3:]
         model(inputs, mask, target[:, :3], cache=store)
         store.reorder(rows)
-        tiny.close(model(inputs, None, target[rows, 3:], cache=store).logits, wanted, 1e-5)
+        tiny.assert_close(model(inputs, None, target[rows, 3:], cache=store).logits, wanted, 1e-5)
 
 
 def one_line(error: pytest.ExceptionInfo[ValueError]) -> bool:
@@ -152,7 +152,7 @@ def test_a_full_cache_says_so_and_stays_usable() -> None:
         with pytest.raises(ValueError, match="holds 6 tokens and 7 are needed") as error:
             model(tiny.ids(1, 3), cache=cache)
         assert one_line(error)
-        tiny.close(model(ids[:, 4:], cache=cache).logits, wanted, 1e-5)
+        tiny.assert_close(model(ids[:, 4:], cache=cache).logits, wanted, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_row_that_has_finished_may_be_masked_in_a_windowed_cache() -> None:
         wanted = model(ids[:1]).logits[:, 3:]
         model(ids[:, :3], cache=cache)
         steps = [model(ids[:, i : i + 1], torch.tensor([[True], [False]]), cache=cache).logits[:1] for i in (3, 4)]
-    tiny.close(torch.cat(steps, 1), wanted, 1e-5)
+    tiny.assert_close(torch.cat(steps, 1), wanted, 1e-5)
 
 
 def test_a_windowed_cache_stays_small() -> None:

@@ -33,5 +33,5 @@ def test_a_model_compiles_to_one_graph(name: str) -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     got = compiled(tiny.ids(2, 6), **arguments).logits
     got.sin().sum().backward()
-    tiny.close(got, plain, 1e-5)
-    tiny.close(tiny.gradients(model), wanted, 1e-5)
+    tiny.assert_close(got, plain, 1e-5)
+    tiny.assert_close(tiny.gradients(model), wanted, 1e-5)

@@ -55,11 +55,11 @@ def test_a_token_at_a_time(expert: config.FeedForward, renormalize: bool, top_k:
     x = tokens(2, 5)
     got, routing = experts(x)
     wanted = torch.stack([torch.stack([one_token(experts, t) for t in row]) for row in x])
-    tiny.close(got, wanted, 1e-12)
+    tiny.assert_close(got, wanted, 1e-12)
     assert routing.kept.all()
     experts.spec = config.Experts(expert=expert, count=4, top_k=top_k, renormalize=not renormalize, shared=shared)
     with pytest.raises(AssertionError):
-        tiny.close(torch.stack([one_token(experts, t) for t in x[0]]), got[0], 1e-12)
+        tiny.assert_close(torch.stack([one_token(experts, t) for t in x[0]]), got[0], 1e-12)
 
 
 def admitted(experts: nn.Experts, row: Tensor, real: list[bool], capacity: int) -> list[set[int]]:
@@ -81,14 +81,14 @@ def test_a_full_expert_drops_those_that_come_later_and_only_in_training(capacity
     places = [place for row, real in zip(x, seen.tolist(), strict=True) for place in admitted(experts, row, real, capacity)]
     wanted = torch.stack([one_token(experts, t, place) for t, place in zip(x.flatten(0, 1), places, strict=True)])
     got, routing = experts.train()(x, seen)
-    tiny.close(got, wanted.view_as(x), 1e-12)
+    tiny.assert_close(got, wanted.view_as(x), 1e-12)
     assert int(routing.kept.sum()) == sum(map(len, places)) < routing.kept.numel()
     whole, routing = experts.eval()(x, seen)
-    tiny.close(whole[seen], torch.stack([one_token(experts, t) for t in x[seen]]), 1e-12)
+    tiny.assert_close(whole[seen], torch.stack([one_token(experts, t) for t in x[seen]]), 1e-12)
     assert routing.kept.all()
     assert routing.logits.shape == (int(seen.sum()), 4)
     with pytest.raises(AssertionError):
-        tiny.close(whole[seen], got[seen], 1e-12)
+        tiny.assert_close(whole[seen], got[seen], 1e-12)
 
 
 def test_padding_takes_no_place_and_gets_nothing() -> None:
@@ -96,7 +96,7 @@ def test_padding_takes_no_place_and_gets_nothing() -> None:
     row = tokens(1, 4)
     alone, _ = experts(row)
     padded, routing = experts(torch.cat((row[:, :1].expand(1, 6, -1), row), 1), torch.tensor([[False] * 6 + [True] * 4]))
-    tiny.close(padded[:, 6:], alone, 1e-12)
+    tiny.assert_close(padded[:, 6:], alone, 1e-12)
     assert padded[:, :6].eq(0).all()
     assert len(routing.logits) == 4
     crowded, _ = experts(torch.cat((row[:, :1].expand(1, 6, -1), row), 1))
@@ -145,10 +145,10 @@ def test_gradients_are_those_of_the_plain_loop() -> None:
     got = tiny.gradients(experts)
     torch.stack([one_token(experts, t) for t in y.flatten(0, 1)]).cos().sum().backward()
     wanted = tiny.gradients(experts)
-    tiny.close(got, wanted, 1e-10)
+    tiny.assert_close(got, wanted, 1e-10)
     assert x.grad is not None
     assert y.grad is not None
-    tiny.close(x.grad, y.grad, 1e-10)
+    tiny.assert_close(x.grad, y.grad, 1e-10)
     assert all(gradient.abs().max() > 0 for gradient in got.values())
 
 
@@ -169,8 +169,8 @@ def test_autocast_runs_the_experts_in_bf16_and_the_router_in_fp32() -> None:
         got, routing = experts(x)
     assert got.dtype == x.dtype
     assert torch.equal(routing.logits, sure.logits)
-    tiny.close(got, plain, 3e-2)
+    tiny.assert_close(got, plain, 3e-2)
     with pytest.raises(AssertionError):
-        tiny.close(got, plain, 1e-6)
+        tiny.assert_close(got, plain, 1e-6)
     got.sum().backward()
     assert all(gradient.isfinite().all() for gradient in tiny.gradients(experts).values())

@@ -30,7 +30,7 @@ def test_a_language_model_head_by_its_formula(head: config.LanguageModel) -> Non
     if head.transform:
         x = F.gelu(x @ model.head.dense.weight.T + model.head.dense.bias)
         x = F.layer_norm(x, (tiny.WIDTH,), model.head.norm.weight, model.head.norm.bias, 1e-3)
-    tiny.close(model.score(HIDDEN), x * head.scale @ matrix.T + model.head.bias, 1e-5)
+    tiny.assert_close(model.score(HIDDEN), x * head.scale @ matrix.T + model.head.bias, 1e-5)
     assert ("head.bias" in dict(model.named_parameters())) == (head.bias == "learned")
 
 
@@ -41,15 +41,15 @@ def test_pooling_reads_one_place(pool: Any, place: int) -> None:
     model = tiny.build(tiny.encoder(head=head))
     ids = torch.tensor([[1, 5, 5, 2], [1, 5, 5, 9]])
     wanted = model.head.out(torch.tanh(model.head.dense(HIDDEN[:, place])))
-    tiny.close(model.score(HIDDEN, None, ids), wanted, 1e-6)
+    tiny.assert_close(model.score(HIDDEN, None, ids), wanted, 1e-6)
 
 
 def test_the_mean_is_of_what_is_seen() -> None:
     model = tiny.build(tiny.encoder(head=config.Embed(pool="mean", normalize=True)))
     mask = torch.tensor([[True, True, False, False], [False, True, True, True]])
     wanted = torch.stack((HIDDEN[0, :2].mean(0), HIDDEN[1, 1:].mean(0)))
-    tiny.close(model.score(HIDDEN, mask), wanted / wanted.norm(dim=-1, keepdim=True), 1e-6)
-    tiny.close(model.score(HIDDEN, mask.long()), model.score(HIDDEN, mask), 0)
+    tiny.assert_close(model.score(HIDDEN, mask), wanted / wanted.norm(dim=-1, keepdim=True), 1e-6)
+    tiny.assert_close(model.score(HIDDEN, mask.long()), model.score(HIDDEN, mask), 0)
 
 
 def test_a_row_without_its_end_token_is_refused() -> None:
@@ -100,9 +100,9 @@ def test_a_sentence_head_stands_beside_the_first() -> None:
     segments = torch.tensor([[0, 0, 1, 1, 1]] * 2)
     out = model(ids, layout=nn.Layout(segments=segments))
     head = model.sentence_head
-    tiny.close(out.sentence_logits, head.out(torch.tanh(head.dense(out.hidden[:, 0]))), 1e-6)
+    tiny.assert_close(out.sentence_logits, head.out(torch.tanh(head.dense(out.hidden[:, 0]))), 1e-6)
     assert not torch.allclose(model(ids).sentence_logits, out.sentence_logits)
-    tiny.close(model(ids, layout=nn.Layout(segments=0 * segments)).logits, model(ids).logits, 1e-6)
+    tiny.assert_close(model(ids, layout=nn.Layout(segments=0 * segments)).logits, model(ids).logits, 1e-6)
     assert model(ids, logits=False).sentence_logits is None
 
 
@@ -124,7 +124,7 @@ def test_a_feed_forward_by_its_formula(activation: Any, gated: bool) -> None:
         "tanh": lambda x: 2 / (1 + torch.exp(-2 * x)) - 1,
     }
     act, up = formulas[activation], body.up(HIDDEN)
-    tiny.close(body(HIDDEN), body.down(act(up) if body.gate is None else act(body.gate(HIDDEN)) * up), 1e-5)
+    tiny.assert_close(body(HIDDEN), body.down(act(up) if body.gate is None else act(body.gate(HIDDEN)) * up), 1e-5)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
@@ -143,7 +143,7 @@ def test_where_the_norm_stands(placement: Any) -> None:
             x = x + sublayer.body(sublayer.norm(x), *args)
         else:
             x = x + sublayer.norm_out(sublayer.body(sublayer.norm(x), *args))
-    tiny.close(got, x if placement == "post" else model.encoder.norm(x), 1e-5)
+    tiny.assert_close(got, x if placement == "post" else model.encoder.norm(x), 1e-5)
 
 
 def test_rms_norm_by_its_formula() -> None:
@@ -151,8 +151,8 @@ def test_rms_norm_by_its_formula() -> None:
         norm = nn.norm.RMSNorm(config.RMSNorm(eps=1e-2, unit_offset=bool(offset)), tiny.WIDTH)
         torch.nn.init.normal_(norm.weight)
         wanted = HIDDEN / (HIDDEN.square().mean(-1, keepdim=True) + 1e-2).sqrt() * (norm.weight + offset)
-        tiny.close(norm(HIDDEN), wanted, 1e-6)
-        tiny.close(norm(HIDDEN.bfloat16()).float(), wanted, 1e-2)
+        tiny.assert_close(norm(HIDDEN), wanted, 1e-6)
+        tiny.assert_close(norm(HIDDEN.bfloat16()).float(), wanted, 1e-2)
 
 
 FIELDS: list[dict[str, Any]] = [
@@ -178,17 +178,17 @@ def test_traced_weights_are_those_that_attention_used(position: str, fields: dic
     with torch.no_grad():
         plain = model(ids, mask).logits
         seen.clear()
-        tiny.close(model(ids, mask, trace=trace).logits, plain, 1e-6)
+        tiny.assert_close(model(ids, mask, trace=trace).logits, plain, 1e-6)
     for hook in hooks:
         hook.remove()
     weights, value = trace.attention["decoder.layers.1.attention"], seen[0].unflatten(-1, (-1, 4)).transpose(1, 2)
     value = value.repeat_interleave(4 // value.shape[1], 1)
     assert weights.shape == (2, 4, 6, 6)
-    tiny.close(weights.sum(-1)[mask[:, None].expand(-1, 4, -1)], torch.ones(40), 1e-5)
+    tiny.assert_close(weights.sum(-1)[mask[:, None].expand(-1, 4, -1)], torch.ones(40), 1e-5)
     mixed = (weights @ value).transpose(1, 2).flatten(-2)
-    tiny.close(mixed[mask], seen[1][mask], 1e-5)
+    tiny.assert_close(mixed[mask], seen[1][mask], 1e-5)
     with pytest.raises(AssertionError):
-        tiny.close((weights.roll(1, 1) @ value).transpose(1, 2).flatten(-2)[mask], seen[1][mask], 1e-5)
+        tiny.assert_close((weights.roll(1, 1) @ value).transpose(1, 2).flatten(-2)[mask], seen[1][mask], 1e-5)
 
 
 def test_a_trace_of_an_encoder_decoder() -> None:
@@ -199,7 +199,7 @@ def test_a_trace_of_an_encoder_decoder() -> None:
     assert set(trace.attention) == {kind.format(i) for kind in kinds for i in range(2)}
     cross = trace.attention["decoder.layers.0.cross"]
     assert cross.shape == (2, 2, 3, 5)
-    tiny.close(cross[0].sum(-1), torch.ones(2, 3), 1e-5)
+    tiny.assert_close(cross[0].sum(-1), torch.ones(2, 3), 1e-5)
     assert cross[1].eq(0).all()  # a memory of nothing but padding
     assert len(trace.hidden) == 6
     assert torch.equal(trace.hidden[2], out.memory)
@@ -222,7 +222,7 @@ def test_patches_by_their_formula() -> None:
     rows = [pixels[:, :, y : y + 4, x : x + 4].flatten(1) for y in (0, 4) for x in (0, 4)]
     vectors = torch.stack(rows, 1) @ stack.input.patch.weight.flatten(1).T + stack.input.patch.bias
     wanted = torch.cat((stack.input.first.expand(3, 1, -1), vectors), 1) + stack.input.position
-    tiny.close(stack.input(pixels), stack.input.norm(wanted), 1e-5)
+    tiny.assert_close(stack.input(pixels), stack.input.norm(wanted), 1e-5)
     with pytest.raises(ValueError, match=r"expected pixels of shape \(batch, 2, 8, 8\), got \(3, 2, 8, 4\)"):
         stack.input(pixels[..., :4])
 
@@ -243,9 +243,9 @@ def test_two_towers(end_token: int | None) -> None:
     ids = torch.tensor([[1, 2, end, 0], [3, end, 0, 0]])
     out = model(ids, target=pixels)
     assert out.logits.shape == (2, 3)
-    tiny.close(out.hidden.norm(dim=-1), torch.ones(2), 1e-6)
-    tiny.close(out.logits, model.temperature.exp() * out.hidden @ out.memory.T, 1e-5)
-    tiny.close(model.embed_text(ids[1:, :2]), out.hidden[1:], 1e-5)  # causal: what follows the end token does not matter
+    tiny.assert_close(out.hidden.norm(dim=-1), torch.ones(2), 1e-6)
+    tiny.assert_close(out.logits, model.temperature.exp() * out.hidden @ out.memory.T, 1e-5)
+    tiny.assert_close(model.embed_text(ids[1:, :2]), out.hidden[1:], 1e-5)  # causal: what follows the end token does not matter
     left = torch.tensor([[end, end, 3, end]])
-    tiny.close(model.embed_text(left, torch.tensor([[False, False, True, True]])), out.hidden[1:], 1e-5)
+    tiny.assert_close(model.embed_text(left, torch.tensor([[False, False, True, True]])), out.hidden[1:], 1e-5)
     assert model(ids).logits is None

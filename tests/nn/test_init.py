@@ -30,7 +30,7 @@ def model(init: config.Init, form: str = "decoder", **fields: Any) -> dict[str, 
     return dict(built.named_parameters())
 
 
-def deviation(tensor: Tensor, wanted: float, tolerance: float = 0.05) -> None:
+def check_deviation(tensor: Tensor, wanted: float, tolerance: float = 0.05) -> None:
     """Assert a mean near zero and a standard deviation near `wanted`."""
     assert float(tensor.detach().std()) == pytest.approx(wanted, rel=tolerance)
     assert abs(float(tensor.detach().mean())) < 4 * wanted / tensor.numel() ** 0.5
@@ -52,7 +52,7 @@ NAMES = {
 }
 
 
-def same_for_all(found: dict[str, Tensor]) -> None:
+def check_norms_and_biases(found: dict[str, Tensor]) -> None:
     """Norms start at one and biases at zero, whatever the scheme."""
     for name, tensor in found.items():
         if "norm" in name and name.endswith("weight"):
@@ -65,20 +65,20 @@ def same_for_all(found: dict[str, Tensor]) -> None:
 def test_normal_as_bert_does(std: float) -> None:
     found = model(config.Init(std=std))
     for name in NAMES.values():
-        deviation(layer(found, name), std)
+        check_deviation(layer(found, name), std)
     for name in ("encoder.input.token.weight", "encoder.input.position.weight", "head.weight"):
-        deviation(found[name], std)
-    deviation(found["encoder.biases.0.weight"], std, 0.25)
-    same_for_all(found)
+        check_deviation(found[name], std)
+    check_deviation(found["encoder.biases.0.weight"], std, 0.25)
+    check_norms_and_biases(found)
     with pytest.raises(AssertionError):
-        deviation(found["head.weight"], 1.1 * std)
+        check_deviation(found["head.weight"], 1.1 * std)
 
 
 def test_residual_layers_as_gpt2_does() -> None:
     found = model(config.Init(scale_residuals=True))
     for role, name in NAMES.items():
-        deviation(layer(found, name), 0.02 / (2 * DEPTH) ** 0.5 if role in ("out", "down") else 0.02)
-    same_for_all(found)
+        check_deviation(layer(found, name), 0.02 / (2 * DEPTH) ** 0.5 if role in ("out", "down") else 0.02)
+    check_norms_and_biases(found)
 
 
 def test_t5() -> None:
@@ -87,11 +87,11 @@ def test_t5() -> None:
     wanted = {"query": (WIDTH * 96) ** -0.5, "key": WIDTH**-0.5, "value": WIDTH**-0.5, "out": INNER**-0.5}
     wanted |= {"gate": WIDTH**-0.5, "up": WIDTH**-0.5, "down": HIDDEN**-0.5}
     for role, name in NAMES.items():
-        deviation(layer(found, name), wanted[role])
-    deviation(found["encoder.input.token.weight"], 1.0)
-    deviation(found["head.weight"], 1.0)
-    deviation(found["encoder.biases.0.weight"], WIDTH**-0.5, 0.25)
-    same_for_all(found)
+        check_deviation(layer(found, name), wanted[role])
+    check_deviation(found["encoder.input.token.weight"], 1.0)
+    check_deviation(found["head.weight"], 1.0)
+    check_deviation(found["encoder.biases.0.weight"], WIDTH**-0.5, 0.25)
+    check_norms_and_biases(found)
 
 
 def test_xavier() -> None:
@@ -101,9 +101,9 @@ def test_xavier() -> None:
         weight = layer(found, name)
         bound = (6 / sum(weight.shape)) ** 0.5
         assert 0.99 * bound < float(weight.detach().abs().max()) <= bound
-        deviation(weight, bound / 3**0.5)
-    deviation(found["encoder.input.token.weight"], WIDTH**-0.5)
-    same_for_all(found)
+        check_deviation(weight, bound / 3**0.5)
+    check_deviation(found["encoder.input.token.weight"], WIDTH**-0.5)
+    check_norms_and_biases(found)
 
 
 def test_experts_start_as_a_feed_forward_does() -> None:
@@ -113,16 +113,16 @@ def test_experts_start_as_a_feed_forward_does() -> None:
         (config.Init(scale_residuals=True), 0.02, 0.02 / (2 * DEPTH) ** 0.5),
     ):
         found = model(init, feed_forward=experts)
-        deviation(found["encoder.layers.0.feed_forward.body.up"], up)
-        deviation(found["encoder.layers.0.feed_forward.body.down"], down)
-        same_for_all(found)
+        check_deviation(found["encoder.layers.0.feed_forward.body.up"], up)
+        check_deviation(found["encoder.layers.0.feed_forward.body.down"], down)
+        check_norms_and_biases(found)
 
 
 def test_three_sublayers_write_to_a_decoder_that_looks_across() -> None:
     spec = tiny.encoder_decoder()
     built = nn.build(config.Transformer(encoder=spec.encoder, decoder=spec.decoder, init=config.Init(scale_residuals=True)), seed=0)
-    deviation(built.decoder.layers["0"].feed_forward.body.down.weight, 0.02 / 6**0.5, 0.12)
-    deviation(built.encoder.layers["0"].feed_forward.body.down.weight, 0.02 / 4**0.5, 0.12)
+    check_deviation(built.decoder.layers["0"].feed_forward.body.down.weight, 0.02 / 6**0.5, 0.12)
+    check_deviation(built.encoder.layers["0"].feed_forward.body.down.weight, 0.02 / 4**0.5, 0.12)
 
 
 def test_a_unit_offset_starts_at_zero_and_the_temperature_at_clips() -> None:

@@ -60,10 +60,10 @@ def test_any_chunk_gives_the_plain_loss(rows: int, ignored: list[int], z_loss: f
         patch.setattr(loss, "chunk_rows", lambda vocab_size: rows)
         got = linear_cross_entropy(hidden, weight, labels, used, z_loss=z_loss, smoothing=smoothing)
     wanted = plain(hidden, weight, labels, used, z_loss, smoothing)
-    tiny.close(got, wanted, 1e-12)
+    tiny.assert_close(got, wanted, 1e-12)
     if len(ignored) < TOKENS:
         for a, b in zip(gradients(got, hidden, weight, used), gradients(wanted, hidden, weight, used), strict=True):
-            tiny.close(a, b, 1e-12)
+            tiny.assert_close(a, b, 1e-12)
 
 
 def test_the_comparison_finds_a_forgotten_term() -> None:
@@ -71,7 +71,7 @@ def test_the_comparison_finds_a_forgotten_term() -> None:
     got = linear_cross_entropy(hidden, weight, labels, bias, z_loss=1e-2, smoothing=0.1)
     for z_loss, smoothing, used in ((0.0, 0.1, bias), (1e-2, 0.0, bias), (1e-2, 0.1, None)):
         with pytest.raises(AssertionError):
-            tiny.close(got, plain(hidden, weight, labels, used, z_loss, smoothing), 1e-6)
+            tiny.assert_close(got, plain(hidden, weight, labels, used, z_loss, smoothing), 1e-6)
 
 
 def test_nothing_to_score_is_zero() -> None:
@@ -88,7 +88,7 @@ def test_nothing_to_score_is_zero() -> None:
 def test_large_logits_stay_finite() -> None:
     hidden, weight, bias, labels = case([], torch.float32)
     got = linear_cross_entropy(hidden * 1e4, weight, labels, bias)
-    tiny.close(got, plain(hidden * 1e4, weight, labels, bias, 0.0, 0.0), 1e-5)
+    tiny.assert_close(got, plain(hidden * 1e4, weight, labels, bias, 0.0, 0.0), 1e-5)
     assert all(g.isfinite().all() for g in gradients(got, hidden, weight, bias))
 
 
@@ -99,12 +99,12 @@ def test_autocast_is_near_the_plain_loss(chunk: Any) -> None:
         got = linear_cross_entropy(hidden, weight, labels, bias)
     wanted = plain(hidden, weight, labels, bias, 0.0, 0.0)
     assert got.dtype == torch.float32
-    tiny.close(got, wanted, 1e-2)
+    tiny.assert_close(got, wanted, 1e-2)
     for a, b in zip(gradients(got, hidden, weight, bias), gradients(wanted, hidden, weight, bias), strict=True):
         assert a.dtype == b.dtype
-        tiny.close(a, b, 2e-2)
+        tiny.assert_close(a, b, 2e-2)
     with pytest.raises(AssertionError):
-        tiny.close(got, wanted, 1e-7)
+        tiny.assert_close(got, wanted, 1e-7)
 
 
 def test_without_gradients_none_are_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +113,13 @@ def test_without_gradients_none_are_worked_out(monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(torch, "mm", lambda *_, **__: pytest.fail("a gradient was worked out"))
         with torch.no_grad():
             got = linear_cross_entropy(hidden, weight, labels, bias)
-    tiny.close(got, plain(hidden, weight, labels, bias, 0.0, 0.0), 1e-12)
+    tiny.assert_close(got, plain(hidden, weight, labels, bias, 0.0, 0.0), 1e-12)
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
     hidden, weight, bias, labels = case([])
     got = linear_cross_entropy(hidden.detach(), weight, labels, bias.detach())
-    tiny.close(gradients(got, weight)[0], gradients(plain(hidden, weight, labels, bias, 0.0, 0.0), weight)[0], 1e-12)
+    tiny.assert_close(gradients(got, weight)[0], gradients(plain(hidden, weight, labels, bias, 0.0, 0.0), weight)[0], 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_model_has_the_loss_of_its_logits(head: config.LanguageModel) -> None:
     assert out.logits is None
     got = model.language_model_loss(out.hidden, labels)
     got.backward()
-    tiny.close(got, wanted, 1e-5)
-    tiny.close(tiny.gradients(model), expected, 1e-5)
+    tiny.assert_close(got, wanted, 1e-5)
+    tiny.assert_close(tiny.gradients(model), expected, 1e-5)
 
 
 def test_a_model_without_a_language_model_head_has_no_such_loss() -> None:

@@ -23,21 +23,21 @@ def weighted(hidden: Tensor) -> Tensor:
     return (hidden * torch.linspace(-1, 1, hidden.shape[2])).sin().sum()
 
 
-def compare(spec: config.Transformer, lengths: list[int], layout: nn.Layout | None = None) -> None:
+def check_same(spec: config.Transformer, lengths: list[int], layout: nn.Layout | None = None) -> None:
     model, rows = tiny.build(spec), [tiny.ids(1, n, seed=i) for i, n in enumerate(lengths)]
     alone = [model(row).hidden for row in rows]
     torch.stack([weighted(h) for h in alone]).sum().backward()
     wanted = tiny.gradients(model)
     packed = model(torch.cat(rows, 1), layout=layout or nn.Layout(documents=numbers(lengths))).hidden
     torch.stack([weighted(h) for h in packed.split(lengths, 1)]).sum().backward()
-    tiny.close(packed, torch.cat(alone, 1), 1e-5)
-    tiny.close(tiny.gradients(model), wanted, 1e-4)
+    tiny.assert_close(packed, torch.cat(alone, 1), 1e-5)
+    tiny.assert_close(tiny.gradients(model), wanted, 1e-4)
 
 
 @pytest.mark.parametrize("position", tiny.POSITIONS)
 @pytest.mark.parametrize("form", [tiny.encoder, tiny.decoder])
 def test_packed_documents_are_the_documents_alone(form: Any, position: str) -> None:
-    compare(form(position), [4, 1, 6])
+    check_same(form(position), [4, 1, 6])
 
 
 @settings(max_examples=25, deadline=None)
@@ -47,22 +47,22 @@ def test_packed_documents_are_the_documents_alone(form: Any, position: str) -> N
     mask=st.sampled_from(["causal", "bidirectional"]),
 )
 def test_any_documents_and_window(lengths: list[int], window: int | None, mask: Any) -> None:
-    compare(tiny.decoder("rotary", mask=mask, window=window, kv_heads=2), lengths)
+    check_same(tiny.decoder("rotary", mask=mask, window=window, kv_heads=2), lengths)
 
 
 def test_with_experts() -> None:
     stack = tiny.stack(tiny.attention("alibi", mask="causal"), feed_forward=tiny.EXPERTS)
-    compare(config.Transformer(decoder=stack), [3, 5, 2])
+    check_same(config.Transformer(decoder=stack), [3, 5, 2])
 
 
 def test_more_tokens_than_learned_positions_fit_when_each_document_does() -> None:
-    compare(tiny.decoder("learned"), [20, 24])
+    check_same(tiny.decoder("learned"), [20, 24])
 
 
 def test_the_comparison_finds_documents_that_were_not_told_apart() -> None:
     for wrong in ([0] * 6, [0, 0, 0, 0, 1, 1]):
         with pytest.raises(AssertionError):
-            compare(tiny.decoder("rotary"), [3, 3], nn.Layout(documents=torch.tensor([wrong])))
+            check_same(tiny.decoder("rotary"), [3, 3], nn.Layout(documents=torch.tensor([wrong])))
 
 
 @pytest.mark.parametrize("position", ["none", "learned", "rotary", "bucketed", "alibi"])
@@ -77,8 +77,8 @@ def test_packed_pairs_of_an_encoder_decoder(position: str) -> None:
     layout = nn.Layout(documents=numbers(source), target_documents=numbers(target))
     packed = model(torch.cat(inputs, 1), target=torch.cat(targets, 1), layout=layout).hidden
     torch.stack([weighted(h) for h in packed.split(target, 1)]).sum().backward()
-    tiny.close(packed, torch.cat(alone, 1), 1e-5)
-    tiny.close(tiny.gradients(model), wanted, 1e-4)
+    tiny.assert_close(packed, torch.cat(alone, 1), 1e-5)
+    tiny.assert_close(tiny.gradients(model), wanted, 1e-4)
 
 
 def test_a_cache_takes_no_packed_documents() -> None:

@@ -46,7 +46,7 @@ def per_row(logits: Tensor, mask: Tensor, whole: bool) -> list[Tensor]:
     return [row if whole else row[m] for row, m in zip(logits, mask, strict=True)]
 
 
-def compare(spec: config.Transformer, side: str, masked: bool = True) -> None:
+def check_same(spec: config.Transformer, side: str, masked: bool = True) -> None:
     """Logits and gradients of a padded batch are those of its rows alone."""
     model, rows = tiny.build(spec), some_rows()
     whole = isinstance(spec.head, config.Classify | config.Embed)
@@ -57,21 +57,21 @@ def compare(spec: config.Transformer, side: str, masked: bool = True) -> None:
     together = per_row(model(inputs, mask if masked else None).logits, mask, whole)
     sum((a * torch.linspace(-1, 1, a.numel()).view_as(a)).sum() for a in together).backward()
     for got, want in zip(together, alone, strict=True):
-        tiny.close(got, want, 2e-5)
-    tiny.close(tiny.gradients(model), wanted, 1e-4)
+        tiny.assert_close(got, want, 2e-5)
+    tiny.assert_close(tiny.gradients(model), wanted, 1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("position", tiny.POSITIONS)
 @pytest.mark.parametrize("form", [tiny.encoder, tiny.decoder])
 def test_padding_changes_nothing_for_any_position(form: Any, position: str, side: str) -> None:
-    compare(form(position), side)
+    check_same(form(position), side)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("head", HEADS)
 def test_padding_changes_nothing_for_any_head(head: str, side: str) -> None:
-    compare(tiny.encoder("rotary", HEADS[head]), side)
+    check_same(tiny.encoder("rotary", HEADS[head]), side)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -86,7 +86,7 @@ def test_padding_changes_nothing_for_any_head(head: str, side: str) -> None:
     ids=str,
 )
 def test_padding_changes_nothing_for_any_attention(fields: dict[str, Any], side: str) -> None:
-    compare(tiny.decoder("rotary", **fields), side)
+    check_same(tiny.decoder("rotary", **fields), side)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -94,7 +94,7 @@ def test_padding_changes_nothing_for_any_attention(fields: dict[str, Any], side:
 @pytest.mark.parametrize("norm", [config.LayerNorm(bias=False), config.RMSNorm(unit_offset=True)], ids=str)
 def test_padding_changes_nothing_for_any_block(placement: Any, norm: Any, side: str) -> None:
     stack = tiny.stack(tiny.attention("bucketed"), placement=placement, norm=norm, feed_forward=tiny.EXPERTS)
-    compare(config.Transformer(encoder=stack, head=config.LanguageModel()), side)
+    check_same(config.Transformer(encoder=stack, head=config.LanguageModel()), side)
 
 
 @pytest.mark.parametrize("position", ["none", "learned", "rotary", "bucketed"])
@@ -106,15 +106,15 @@ def test_padding_changes_nothing_in_an_encoder_decoder(position: str, sides: tup
     (inputs, mask), (target, target_mask) = padded(rows, sides[0]), padded(targets, sides[1])
     got = model(inputs, mask, target, target_mask).logits
     for found, wanted in zip(per_row(got, target_mask, False), alone, strict=True):
-        tiny.close(found, wanted, 2e-5)
+        tiny.assert_close(found, wanted, 2e-5)
     with pytest.raises(AssertionError):
-        tiny.close(per_row(model(inputs, None, target, target_mask).logits, target_mask, False)[1], alone[1], 2e-5)
+        tiny.assert_close(per_row(model(inputs, None, target, target_mask).logits, target_mask, False)[1], alone[1], 2e-5)
 
 
 @pytest.mark.parametrize(("head", "side"), [("language model", "left"), ("mean", "right"), ("end", "right"), ("last", "right")])
 def test_the_comparison_finds_a_forgotten_mask(head: str, side: str) -> None:
     with pytest.raises(AssertionError):
-        compare(tiny.encoder("rotary", HEADS[head]), side, masked=False)
+        check_same(tiny.encoder("rotary", HEADS[head]), side, masked=False)
 
 
 def test_a_sentence_head_leaves_padding_out() -> None:
@@ -126,13 +126,13 @@ def test_a_sentence_head_leaves_padding_out() -> None:
     model, rows = tiny.build(spec), some_rows()
     alone = torch.cat([model(row[None]).sentence_logits for row in rows])
     for side in ("left", "right"):
-        tiny.close(model(*padded(rows, side)).sentence_logits, alone, 2e-5)
+        tiny.assert_close(model(*padded(rows, side)).sentence_logits, alone, 2e-5)
 
 
 def test_learned_positions_count_tokens_and_not_padding() -> None:
     model, row = tiny.build(tiny.encoder("learned")), tiny.ids(24)
     inputs, mask = padded([row, row[:3]], "left")
-    tiny.close(model(inputs, mask).logits[0][mask[0]], model(row[None]).logits[0], 2e-5)
+    tiny.assert_close(model(inputs, mask).logits[0][mask[0]], model(row[None]).logits[0], 2e-5)
     with pytest.raises(ValueError, match=r"24 learned positions and the sequence needs 25") as error:
         model(tiny.ids(1, 25))
     assert "\n" not in str(error.value)
@@ -166,7 +166,8 @@ def test_a_row_of_nothing_but_padding_gives_no_nan(mask: Any, position: str, pre
         assert all(gradient.isfinite().all() for gradient in tiny.gradients(model).values())
     model.eval()
     with context(), torch.no_grad():
-        tiny.close(model(inputs, seen).logits[[0, 2]], model(inputs[[0, 2]], seen[[0, 2]]).logits, 2e-2 if precision != "fp32" else 1e-5)
+        tolerance = 2e-2 if precision != "fp32" else 1e-5
+        tiny.assert_close(model(inputs, seen).logits[[0, 2]], model(inputs[[0, 2]], seen[[0, 2]]).logits, tolerance)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -18,7 +18,7 @@ def test_sinusoids() -> None:
     """PE(pos, 2i) = sin(pos / 10000^(2i / d)), PE(pos, 2i + 1) the cosine (Vaswani et al. 2017)."""
     got = sinusoids(torch.arange(50), 12)
     wanted = [[(math.sin, math.cos)[i % 2](p / 10_000 ** ((i // 2 * 2) / 12)) for i in range(12)] for p in range(50)]
-    tiny.close(got, torch.tensor(wanted), 1e-5)
+    tiny.assert_close(got, torch.tensor(wanted), 1e-5)
 
 
 WIDTH, THETA = 16, 500.0
@@ -74,7 +74,7 @@ def test_rotary(name: str) -> None:
                 math.cos(position * frequency(i)), math.sin(position * frequency(i))
             )
             wanted[..., t, i], wanted[..., t, i + half] = turned.real, turned.imag
-    tiny.close(rotate(x, rotation(rotary, torch.tensor([positions]), WIDTH)), wanted, 2e-5)
+    tiny.assert_close(rotate(x, rotation(rotary, torch.tensor([positions]), WIDTH)), wanted, 2e-5)
     others = [other for other in SCALINGS if SCALINGS[other][1] is not frequency]
     for other in others:
         assert not torch.allclose(inverse_frequencies(rotary, WIDTH)[0][-1], torch.tensor(SCALINGS[other][1](half - 1)), rtol=1e-3)
@@ -88,9 +88,9 @@ def test_rotated_scores_depend_on_the_distance_alone() -> None:
         turned = [rotate(x, rotation(rotary, torch.tensor([[p]]), WIDTH)) for x, p in ((query, at), (key, to))]
         return (turned[0] * turned[1]).sum()
 
-    tiny.close(score(9, 4), score(25, 20), 1e-5)
+    tiny.assert_close(score(9, 4), score(25, 20), 1e-5)
     with pytest.raises(AssertionError):
-        tiny.close(score(9, 4), score(9, 5), 1e-5)
+        tiny.assert_close(score(9, 4), score(9, 5), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_alibi(heads: int, slopes: list[float]) -> None:
     """A geometric row that starts at its ratio, 2^(-8 / n); other counts add every other slope of the next power (Press et al. 2022)."""
     distance = torch.arange(5)[None, None, :] - torch.arange(5)[None, :, None]
     wanted = torch.tensor([[[-slope * abs(s - t) for s in range(5)] for t in range(5)] for slope in slopes])[None]
-    tiny.close(AlibiBias(heads)(distance), wanted, 1e-6)
+    tiny.assert_close(AlibiBias(heads)(distance), wanted, 1e-6)
 
 
 def t5_bucket(distance: int, both_ways: bool, buckets: int, most: int) -> int:
@@ -132,7 +132,7 @@ def test_buckets(both_ways: bool, buckets: int, most: int) -> None:
     wanted = [t5_bucket(int(d), both_ways, buckets, most) for d in distance[0, 0]]
     got = bias.bucket(distance)[0, 0].tolist()
     assert got == wanted
-    tiny.close(bias(distance)[0, 1, 0], bias.weight[got, 1], 0)
+    tiny.assert_close(bias(distance)[0, 1, 0], bias.weight[got, 1], 0)
     assert bias.bucket(-distance)[0, 0].tolist() != got
 
 

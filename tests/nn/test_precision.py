@@ -37,13 +37,13 @@ def test_autocast_trains_as_fp32_does(name: str, short: int, monkeypatch: pytest
     monkeypatch.setattr(attention, "_SHORT", short)
     model = tiny.build(SPECS[name])
     (wanted, sure), (got, rough) = run(model, False), run(model, True)
-    tiny.close(got, wanted, 2e-2)
+    tiny.assert_close(got, wanted, 2e-2)
     for key in sure:
         assert rough[key].dtype == torch.float32
         error, size = (rough[key] - sure[key]).norm(), sure[key].norm()
         assert error <= 0.1 * size + 1e-3, key
     with pytest.raises(AssertionError):
-        tiny.close(rough, sure, 1e-6)
+        tiny.assert_close(rough, sure, 1e-6)
 
 
 @pytest.mark.parametrize("name", SPECS)

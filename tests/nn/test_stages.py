@@ -42,11 +42,11 @@ def test_stages_in_a_row_are_the_whole(name: str, case: str) -> None:
     first, second = split(model, 1)
     got = second(first(ids, mask, layout=layout).hidden, mask, layout=layout).logits
     got.sin().sum().backward()
-    tiny.close(got, whole, 1e-6)
+    tiny.assert_close(got, whole, 1e-6)
     ours, theirs = tiny.gradients(first), tiny.gradients(second)
     assert ours.keys() | theirs.keys() == wanted.keys()
     for key in wanted:
-        tiny.close(ours.get(key, 0) + theirs.get(key, 0), wanted[key], 1e-5)
+        tiny.assert_close(ours.get(key, 0) + theirs.get(key, 0), wanted[key], 1e-5)
 
 
 def test_layers_keep_their_global_names() -> None:
@@ -62,7 +62,7 @@ def test_a_stage_takes_a_cache() -> None:
     caches = [nn.Cache.growing(model.config) for _ in range(2)]
     with torch.no_grad():
         parts = [second(first(part, cache=caches[0]).hidden, cache=caches[1]).logits for part in ids.split([3, 1, 2], 1)]
-        tiny.close(torch.cat(parts, 1), model(ids).logits, 1e-5)
+        tiny.assert_close(torch.cat(parts, 1), model(ids).logits, 1e-5)
 
 
 def test_an_attention_that_holds_some_of_the_heads_runs_the_same_code() -> None:
@@ -77,4 +77,4 @@ def test_an_attention_that_holds_some_of_the_heads_runs_the_same_code() -> None:
             linear.weight = torch.nn.Parameter(linear.weight.chunk(2, 0)[half])
         part.out.weight = torch.nn.Parameter(part.out.weight.chunk(2, 1)[half])
         total = total + part(x, view)
-    tiny.close(total, whole(x, view), 1e-5)
+    tiny.assert_close(total, whole(x, view), 1e-5)

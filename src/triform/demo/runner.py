@@ -101,7 +101,7 @@ def summary(results: dict[str, Any]) -> str:
         lines.append(f"{result['title']} ({result['form']}, {size}, {result['seconds']:.0f} s of training)")
         for figure in result["figures"]:
             mark = "*" if figure["ours"] else " "
-            lines.append(f"  {mark} {figure['label']:32} {figure['value']:8.2f} {figure['unit']}")
+            lines.append(f"  {mark} {figure['label']:43} {figure['value']:8.2f} {figure['unit']}")
         lines.append(f"    goal: {result['goal']['text']}: {result['goal']['detail']}")
         sample = result["samples"][0]
         lines.append(f"    e.g. {sample['input']} → {' '.join(sample['output'].split())}")

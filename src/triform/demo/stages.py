@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,8 @@ def critic(stage: Stage) -> None:
         model, tokenizer = hub.load(folder)
         assert tokenizer is not None
         task = hub.task(folder)
-        judgements = classify(model, tokenizer, texts, task["labels"], length=task["length"])
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the longest are cut, as they were in training
+            judgements = classify(model, tokenizer, texts, task["labels"], length=task["length"])
         scores[label] = sum(j.label == w for j, w in zip(judgements, wanted, strict=True)) / len(wanted)
         if label == "with":
             shown = judgements
