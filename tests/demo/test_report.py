@@ -59,7 +59,8 @@ def test_all_three_stages(tmp_path: Path) -> None:
     for word in (
         "5.412 bits per character", "5.873 bits per character", "✓ met", "✗ missed", "却说曹操引兵至",
         "At or above the linear model on held-out reviews: missed by 0.50 points",
-        "TF-IDF and logistic regression", "2 min 11 s", "encoder-decoder", "4,172,032", "Cross-attention", "layer 2, head 3",
+        "TF-IDF and logistic regression", "2 min 11 s", "encoder-decoder", "Cross-attention", "layer 2, head 3",
+        f"{demo_results.storyteller()['parameters']:,}",
     ):  # fmt: skip
         assert word in found.text
     assert "has not run yet" not in found.text

@@ -79,11 +79,18 @@ class Trigram:
                 for i, part in enumerate(parts):
                     into[i] += part / whole
             weights = defaultdict(lambda: [0.25] * 4, {b: [v / sum(s) for v in s] for b, s in sums.items()})
-        return weights
+        return dict(weights)
 
     def bits(self, ids: Sequence[int]) -> float:
         """The information (bits) of a document's tokens, the two before its first being its beginning."""
-        return -sum(math.log2(sum(w * s for w, s in zip(self.weights[b], shares, strict=True))) for shares, b in self._shares(ids))
+        return -sum(math.log2(sum(w * s for w, s in zip(self._weight(b), shares, strict=True))) for shares, b in self._shares(ids))
+
+    def _weight(self, bucket: tuple[int, int]) -> list[float]:
+        """A bucket's weights; one that the held-out documents did not hold takes those of the nearest that they did."""
+        if bucket not in self.weights:
+            near = min(self.weights, key=lambda b: (abs(b[0] - bucket[0]) + abs(b[1] - bucket[1]), b))
+            self.weights[bucket] = self.weights[near]
+        return self.weights[bucket]
 
 
 class MostFrequent:
