@@ -28,7 +28,8 @@ def _jieba() -> Segmenter:
 
     jieba.setLogLevel(logging.ERROR)
     jieba.initialize()
-    return jieba.lcut
+    cut: Segmenter = jieba.lcut
+    return cut
 
 
 def _jieba_words(text: str) -> list[str]:
