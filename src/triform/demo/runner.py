@@ -12,10 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from triform.config.files import replacing
+
 from .report import write_report
 from .stages import STAGES, Stage
 
-Say = Callable[[str, float], None]
+Say = Callable[[str, str, float], None]
 
 # What each part of a stage took when last measured, in seconds on two cores: how the bar shares out the time.
 PARTS: dict[str, dict[str, float]] = {
@@ -36,6 +38,7 @@ class _Bar:
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.done, self.shown, self.began = progress, 0.0, 0.0, time.monotonic()
+        self.first: float | None = None  # the share that an earlier run had done
         total = sum(sum(parts.values()) for parts in PARTS.values())
         self.task = progress.add_task("demo", total=total, now="starting")
 
@@ -45,21 +48,26 @@ class _Bar:
         names, sizes = list(parts), list(parts.values())
         self.done += sum(sizes)
 
-        def say(what: str, share: float) -> None:
-            part = what.split(":")[0]
-            at = names.index(part if part in parts and (": step" in what or ": preparing" in what) else "measure")
+        def say(part: str, what: str, share: float) -> None:
+            at = names.index(part)
             self.progress.update(self.task, completed=base + sum(sizes[:at]) + share * sizes[at], now=what)
+            if self.first is None and part != "measure" and share:
+                self.first = self._share()
             self._line(what)
 
         return say
 
+    def _share(self) -> float:
+        return self.progress.tasks[0].completed / (self.progress.tasks[0].total or 1)
+
     def _line(self, what: str) -> None:
         now = time.monotonic() - self.began
+        share = self._share()
         if self.progress.console.is_terminal or now - self.shown < _SECONDS_A_LINE:
             return
         self.shown = now
-        share = (self.progress.tasks[0].completed or 0) / (self.progress.tasks[0].total or 1)
-        left = f", about {now / share * (1 - share):.0f} s left" if share else ""
+        new = share - (self.first or 0.0)
+        left = f", about {now / new * (1 - share):.0f} s left" if new > 0 else ""
         print(f"{100 * share:3.0f} %  {now:.0f} s{left}  {what}", file=sys.stderr, flush=True)
 
 
@@ -74,7 +82,8 @@ def run_demo(folder: str | Path = "demo", *, quick: bool = False) -> dict[str, A
     note = folder / "demo.json"
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != {"quick": quick}:
         raise ValueError(f"{folder}: holds a demo run {'without' if quick else 'with'} --quick; choose another folder with --out")
-    note.write_text(json.dumps({"quick": quick}) + "\n", encoding="utf-8")
+    with replacing(note) as file:
+        file.write_text(json.dumps({"quick": quick}) + "\n", encoding="utf-8")
     results: dict[str, Any] = {}
     left = (TextColumn("left"), TimeRemainingColumn())
     columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left, TextColumn("{task.fields[now]}"))
@@ -88,7 +97,7 @@ def run_demo(folder: str | Path = "demo", *, quick: bool = False) -> dict[str, A
                 place.mkdir(exist_ok=True)
                 stage(Stage(place, say, quick))
             results[name] = json.loads((place / "result.json").read_text(encoding="utf-8"))
-            say(f"{name}: done", 1.0)
+            say("measure", f"{name}: done", 1.0)
     write_report(folder)
     return results
 

@@ -31,11 +31,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a stage works and whom it tells: `say(what, share)` with what is being done and how much of it is done, 0 to 1."""
+    """Where a stage works, and whom it tells: `say(part, what, share)` names the part, what it does, and how much is done, 0 to 1."""
 
     folder: Path
-    say: Callable[[str, float], None]
+    say: Callable[[str, str, float], None]
     quick: bool = False
+
+    def measure(self, what: str, share: float) -> None:
+        """Say what is measured, after the training."""
+        self.say("measure", what, share)
 
     def train(self, recipe: str, name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Result, Path]:
         """Run or go on with a recipe of the examples in this stage's folder."""
@@ -45,9 +49,9 @@ class Stage:
 
         def report(row: Row) -> None:
             figures = f"loss {row['loss']:.2f}, {row['tokens_per_second']:,.0f} tokens/s"
-            self.say(f"{name}: step {row['step']}/{steps}, {figures}", row["step"] / steps)
+            self.say(name, f"{name}: step {row['step']}/{steps}, {figures}", row["step"] / steps)
 
-        self.say(f"{name}: preparing", 0.0)
+        self.say(name, f"{name}: preparing", 0.0)
         result = run(found, self.folder / name, resume=True, report=report)
         if not result.finished:
             raise KeyboardInterrupt
@@ -163,21 +167,21 @@ def storyteller(stage: Stage) -> None:
     recipe, result, path = stage.train("storyteller", "storyteller")
     model, tokenizer = hub.load(path)
     assert tokenizer is not None
-    stage.say("storyteller: unigram and trigram on the same text", 0.0)
+    stage.measure("storyteller: unigram and trigram on the same text", 0.0)
     train, held = (list(tokenizer.encode_batch([row["text"] for row in rows or ()], plain=True)) for rows in splits(recipe.data))
     characters = sum(map(len, held))
     unigram, trigram = Unigram(train, tokenizer.vocab_size), Trigram(train, tokenizer.vocab_size)
     before = opening(tokenizer)
     bits = 0.0
     for number, ids in enumerate(held):
-        stage.say(f"storyteller: held-out chapter {number + 1}/{len(held)}", 0.3 + 0.5 * number / len(held))
+        stage.measure(f"storyteller: held-out chapter {number + 1}/{len(held)}", 0.3 + 0.5 * number / len(held))
         bits += document_bits(model, [*before, *ids], len(before), recipe.objective.length)
         if stage.quick:
             characters, held = len(ids), [ids]
             break
     ours = bits / characters
     one, three = (sum(baseline.bits(ids) for ids in held) / characters for baseline in (unigram, trigram))
-    stage.say("storyteller: going on with some beginnings", 0.8)
+    stage.measure("storyteller: going on with some beginnings", 0.8)
     prompts = ["却说曹操", "玄德曰：“", "且说孔明", "次日，关公", "正是："]
     sampling = Sampling(max_new_tokens=12 if stage.quick else 80, temperature=0.8, top_p=0.9, top_k=50, seed=1)
     told = generate(model, tokenizer, prompts, sampling)
@@ -218,13 +222,13 @@ def critic(stage: Stage) -> None:
     paths = [f"tokenizer.path={base}"]
     judge_recipe, judged_result, path = stage.train("critic", "judge", [*paths, f"train.start={base}"])
     _, scratch, plain = stage.train("critic", "without-pretraining", [*paths, "train.start=null"])
-    stage.say("critic: TF-IDF and logistic regression", 0.0)
+    stage.measure("critic: TF-IDF and logistic regression", 0.0)
     train, held = ([(row["text"], row["label"]) for row in rows or ()] for rows in splits(judge_recipe.data))
     linear = linear_accuracy(train, held)
     texts, wanted = [t for t, _ in held], [label for _, label in held]
     scores = {}
     for label, folder in (("with", path), ("without", plain)):
-        stage.say(f"critic: judging {len(held):,} held-out reviews {label} pretraining", 0.5)
+        stage.measure(f"critic: judging {len(held):,} held-out reviews {label} pretraining", 0.5)
         model, tokenizer = hub.load(folder)
         assert tokenizer is not None
         task = hub.task(folder)
@@ -294,7 +298,7 @@ def translator(stage: Stage) -> None:
     answers: dict[int, str] = {}
     for first in range(0, len(ranked), size):
         chosen = ranked[first : first + size]
-        stage.say(f"translator: writing {len(held):,} held-out sentences", first / len(ranked))
+        stage.measure(f"translator: writing {len(held):,} held-out sentences", first / len(ranked))
         sampling = Sampling(max_new_tokens=8 if stage.quick else 80)
         found = generate(model, tokenizer, [" ".join(held[i][0]) for i in chosen], sampling, batch_size=size)
         answers |= {i: "".join(g.text.split()) for i, g in zip(chosen, found, strict=True)}

@@ -69,16 +69,16 @@ def read_weights(model: torch.nn.Module, file: Path, *, head: bool = True) -> No
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> tuple[Any, Tokenizer | None]:
     """The model, ready to evaluate, and the tokenizer in a folder written by `save`, or of a public checkpoint (see `load_public`)."""
     folder = Path(folder)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
     if (folder / "config.json").is_file() and not (folder / "triform.json").is_file():
         from .public import load_public
 
-        return load_public(folder, device=device), Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+        return load_public(folder, device=device), tokenizer
     for name in ("triform.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: expected a model's folder with triform.json and model.safetensors, found no {name}")
     model = build(config.read(folder), device="meta").to_empty(device=device)
     read_weights(model, folder / "model.safetensors")
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
     return model.eval(), tokenizer
 
 
