@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from triform import config, plan
+from triform import config, planner
 
 PINYIN = "xuan de yu guan yu zhang fei tao yuan jie yi"
 CONTINUATIONS = (
@@ -42,7 +42,7 @@ def base(stage: str, title: str, task: str, seconds: float, tokens: int) -> dict
     model = config.preset(stage)
     return {
         "stage": stage, "title": title, "form": model.form, "task": task, "config": config.to_dict(model, hint=config.Model),
-        "parameters": plan.parameters(model).total, "training_flops": 3 * plan.flops.forward(model, 128, 128) * tokens // 128,
+        "parameters": planner.parameters(model).total, "training_flops": 3 * planner.flops.forward(model, 128, 128) * tokens // 128,
         "seconds": seconds, "tokens": tokens, "settings": {"optimizer": "AdamW", "learning rate": 0.001, "batch": 32, "steps": 400},
     }  # fmt: skip
 
@@ -63,7 +63,7 @@ def storyteller() -> dict[str, Any]:
             {"input": "却说曹操", "output": CONTINUATIONS[0], "reference": None, "note": "temperature 0.8, top-p 0.9"},
             {"input": "孔明曰：", "output": CONTINUATIONS[1], "reference": None, "note": None},
         ],
-        "masks": [{"name": "causal", "grid": plan.mask_grid(config.Attention(heads=1, mask="causal"), 16)}],
+        "masks": [{"name": "causal", "grid": planner.mask_grid(config.Attention(heads=1, mask="causal"), 16)}],
         "attention": [attention("layer 2, head 3", tokens, tokens, causal=True), attention("layer 4, head 1", tokens, tokens, causal=True)],
     }  # fmt: skip
 
@@ -87,7 +87,7 @@ def critic() -> dict[str, Any]:
             {"input": "隔音太差了，一晚上没睡好！", "output": "not content", "reference": "not content", "note": "96.4 %"},
             {"input": "书的内容一般，不过包装倒是挺好的。", "output": "content", "reference": "not content", "note": "54.0 %"},
         ],
-        "masks": [{"name": "bidirectional", "grid": plan.mask_grid(config.Attention(heads=1), 16)}],
+        "masks": [{"name": "bidirectional", "grid": planner.mask_grid(config.Attention(heads=1), 16)}],
         "attention": [attention("layer 1, head 2", tokens, tokens), attention("layer 3, head 4", tokens, tokens, diagonal=True)],
     }  # fmt: skip
 
@@ -106,8 +106,8 @@ def translator() -> dict[str, Any]:
             {"input": "cao cao yin bing zhi chi bi", "output": "曹操引兵至此壁", "reference": "曹操引兵至赤壁", "note": None},
         ],
         "masks": [
-            {"name": "encoder: bidirectional", "grid": plan.mask_grid(config.Attention(heads=1), 12)},
-            {"name": "decoder: causal", "grid": plan.mask_grid(config.Attention(heads=1, mask="causal"), 12)},
+            {"name": "encoder: bidirectional", "grid": planner.mask_grid(config.Attention(heads=1), 12)},
+            {"name": "decoder: causal", "grid": planner.mask_grid(config.Attention(heads=1, mask="causal"), 12)},
             {"name": "decoder to encoder: all", "grid": [[1] * 10 for _ in range(12)]},
         ],
         "attention": [

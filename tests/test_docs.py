@@ -18,11 +18,11 @@ import yaml
 from recipes import LINES, REVIEWS
 from safetensors.torch import save_file
 
-from triform import cli, config, hub, nn, plan
+from triform import cli, config, hub, nn, planner
 from triform.data import catalogue, sources
 from triform.hub.families import READERS, read_config
 from triform.objectives import build_objective
-from triform.plan.describe import short
+from triform.planner.describe import short
 from triform.text import train_tokenizer
 from triform.train import DataRecipe, Recipe, TokenizerRecipe, TrainRecipe, loop, read_recipe
 from triform.train.recipe import ObjectiveSpec
@@ -228,7 +228,7 @@ def test_the_picture_is_of_the_models_there_are() -> None:
     drawn = read(ROOT / "docs/images/three-forms.svg")
     for name in ("critic", "storyteller", "translator"):
         model = config.preset(name)
-        words = f"{model.form}, {short(plan.parameters(model).total)} parameters"
+        words = f"{model.form}, {short(planner.parameters(model).total)} parameters"
         assert words in drawn, "draw it again: triform inspect critic storyteller translator --diagram docs/images/three-forms.svg"
 
 

@@ -15,11 +15,12 @@ _EXPORTS = {
     "load": "hub",
     "save": "hub",
 }
-_PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "plan", "text", "train")
+_PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "planner", "text", "train")
 
 __version__ = version("triform")
 __all__ = [
-    "Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "plan", "save", "text", "train",
+    "Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "planner", "save", "text",
+    "train",
 ]  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from triform import config, plan
+from triform import config, planner
 from triform.config.files import replacing
-from triform.plan.describe import short
+from triform.planner.describe import short
 
 app = typer.Typer(add_completion=False)
 
@@ -48,7 +48,7 @@ def inspect(
         raise ValueError("expected a preset's name or a path beside the overrides (`triform presets` lists the names)")
     found = [(name, config.resolve(name, overrides)) for name in names]
     if picture is not None:
-        _write(picture, plan.diagram([(Path(name).name or name, model) for name, model in found]))
+        _write(picture, planner.diagram([(Path(name).name or name, model) for name, model in found]))
     if as_json:
         rows = [_data(name, model) for name, model in found]
         print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2, ensure_ascii=False))
@@ -69,7 +69,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _data(name: str, model: config.Model) -> dict[str, Any]:
-    count = plan.parameters(model)
+    count = planner.parameters(model)
     return {
         "name": name,
         "form": model.form,
@@ -89,7 +89,7 @@ def _print(name: str, model: config.Model) -> None:
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 140
-    count = plan.parameters(model)
+    count = planner.parameters(model)
     active = f", {short(count.active)} active per token" if count.active != count.total else ""
     console.print(Text.assemble((name, "bold"), f"  {model.form}"))
     embedding = f"{count.embedding:,} in embeddings ({short(count.embedding)})"
@@ -105,7 +105,7 @@ def _print(name: str, model: config.Model) -> None:
     console.print()
 
 
-def _rows(part: plan.Part, guide: str = "") -> Iterator[_Row]:
+def _rows(part: planner.Part, guide: str = "") -> Iterator[_Row]:
     parts = list(_shown(part))
     for index, (name, times, child) in enumerate(parts):
         last = index == len(parts) - 1
@@ -119,10 +119,10 @@ def _rows(part: plan.Part, guide: str = "") -> Iterator[_Row]:
             yield from _rows(replace(child, name=child.name or name), guide + below or " ")
 
 
-def _shown(part: plan.Part) -> Iterator[tuple[str, int, plan.Part]]:
+def _shown(part: planner.Part) -> Iterator[tuple[str, int, planner.Part]]:
     """Children as (label, times, part): equal layers folded, a sublayer's body spread among its norms."""
     if part.children and part.children[0].name.isdigit() and part.name == "layers":
-        alike: dict[plan.Part, list[int]] = {}
+        alike: dict[planner.Part, list[int]] = {}
         for child in part.children:
             alike.setdefault(replace(child, name=""), []).append(int(child.name))
         for child, layers in alike.items():
@@ -149,7 +149,7 @@ def _ranges(numbers: list[int]) -> str:
     return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
 
 
-def _shape(part: plan.Part) -> str:
+def _shape(part: planner.Part) -> str:
     if part.shape is not None:
         return " × ".join(f"{size:,}" for size in part.shape) or "scalar"
     texts = [(weight.name, _shape(weight)) for weight in part.children]
@@ -159,7 +159,7 @@ def _shape(part: plan.Part) -> str:
     return ", ".join([first, *(f"{name} {shape}" for name, shape in texts[1:])])
 
 
-def _note(part: plan.Part) -> str:
+def _note(part: planner.Part) -> str:
     body = next((child for child in part.children if child.name == "body"), None)
     shared = next((p.shared for p in (part, *part.children) if p.shared), None)
     return "; ".join(text for text in (part.note or (body.note if body else ""), shared and f"shared: {shared}") if text)

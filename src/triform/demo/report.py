@@ -13,7 +13,7 @@ from typing import Any
 
 from triform import config
 from triform.config.files import replacing
-from triform.plan import diagram, mask_svg
+from triform.planner import diagram, mask_svg
 
 from .charts import attention_map, bars, line_chart, measure
 

@@ -19,7 +19,7 @@ import torch
 from triform import config, hub
 from triform.generate import Sampling, classify, fill, generate
 from triform.nn import IGNORE, Trace
-from triform.plan.mask import mask_grid
+from triform.planner.mask import mask_grid
 from triform.text.framing import judged, opening, source
 from triform.train import Recipe, Result, read_metrics, read_recipe, run
 from triform.train.prepare import splits

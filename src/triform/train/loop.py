@@ -19,7 +19,7 @@ from torch import Tensor
 from triform import config, hub
 from triform.nn import build
 from triform.objectives import Batch
-from triform.plan import flops
+from triform.planner import flops
 
 from .batches import Batches
 from .checkpoint import checkpoints, load_checkpoint, read_state, save_checkpoint

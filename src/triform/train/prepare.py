@@ -18,7 +18,7 @@ from triform.data.sources import Source, open_source
 from triform.data.split import split
 from triform.data.transform import Transformed
 from triform.objectives import Objective, Samples, build_objective
-from triform.plan import parameters
+from triform.planner import parameters
 from triform.text import Tokenizer, train_tokenizer
 
 from .recipe import DataRecipe, Recipe

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from triform import config, nn
-from triform.plan import flops
+from triform.planner import flops
 
 TOLERANCE = 0.01  # the counter leaves out nothing we count; the claim is 1 %
 

@@ -5,7 +5,7 @@ import strategies
 from hypothesis import given, settings
 
 from triform import config, nn
-from triform.plan import parameters
+from triform.planner import parameters
 
 
 def weights_of(model: config.Model) -> list[tuple[str, tuple[int, ...]]]:

@@ -9,9 +9,9 @@ import strategies
 from hypothesis import given, settings
 
 from triform import config
-from triform.plan import diagram, mask_grid, mask_svg
-from triform.plan.mask import EARLIER, HIDDEN, ITSELF, LATER, OTHER
-from triform.plan.svg import fit, text_width
+from triform.planner import diagram, mask_grid, mask_svg
+from triform.planner.mask import EARLIER, HIDDEN, ITSELF, LATER, OTHER
+from triform.planner.svg import fit, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
 Rectangle = tuple[float, float, float, float]
