@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from triform import hub, nn
-from triform.hub.files import read_json
+from triform.hub.fields import read_json
 
 # Largest difference allowed, relative to the largest value compared (fp32 carries 6e-8; sums of some tens of terms follow).
 TOLERANCE = 1e-5

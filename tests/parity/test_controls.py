@@ -10,7 +10,8 @@ from parity.cases import reference
 from parity.compare import TOLERANCE, compare, gradients_differ
 
 from triform import config, hub, nn
-from triform.hub.files import WeightFiles, read_json
+from triform.hub.fields import read_json
+from triform.hub.files import WeightFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Made = tuple[config.Model, hub.Family]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from triform import hub, nn
-from triform.hub.files import read_json
+from triform.hub.fields import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CACHED = [name for name, case in CASES.items() if case.form in ("decoder", "both")]

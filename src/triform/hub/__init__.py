@@ -1,12 +1,54 @@
-"""Models in and out of folders."""
+"""Models in and out of folders and files.
 
-from triform.config.files import replacing
+Everything here is imported on first use: a configuration is read without torch.
+"""
 
-from .families import read_config
-from .family import Family
-from .folder import load, read_weights, save, task
-from .public import export_weights, load_public, load_weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from triform.config.files import replacing as replacing
+
+    from .families import read_config as read_config
+    from .families import write_config as write_config
+    from .family import Family as Family
+    from .family import NoCounterpart as NoCounterpart
+    from .folder import load as load
+    from .folder import read_weights as read_weights
+    from .folder import save as save
+    from .folder import task as task
+    from .public import export_weights as export_weights
+    from .public import load_public as load_public
+    from .public import load_weights as load_weights
+    from .spec import read_spec as read_spec
+
+_EXPORTS = {
+    "Family": "triform.hub.family",
+    "NoCounterpart": "triform.hub.family",
+    "export_weights": "triform.hub.public",
+    "load": "triform.hub.folder",
+    "load_public": "triform.hub.public",
+    "load_weights": "triform.hub.public",
+    "read_config": "triform.hub.families",
+    "read_spec": "triform.hub.spec",
+    "read_weights": "triform.hub.folder",
+    "replacing": "triform.config.files",
+    "save": "triform.hub.folder",
+    "task": "triform.hub.folder",
+    "write_config": "triform.hub.families",
+}
 
 __all__ = [
-    "Family", "export_weights", "load", "load_public", "load_weights", "read_config", "read_weights", "replacing", "save", "task",
+    "Family", "NoCounterpart", "export_weights", "load", "load_public", "load_weights", "read_config", "read_spec", "read_weights",
+    "replacing", "save", "task", "write_config",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'triform.hub' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from triform import config
@@ -17,6 +19,19 @@ _ACTIVATIONS: dict[str, config.Activation] = {
     "swish": "silu",
     "tanh": "tanh",
 }
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises ValueError that names the file."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: expected a file, found none") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: expected JSON, got {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: expected a mapping, got {type(data).__name__}")
+    return data
 
 
 class Fields:

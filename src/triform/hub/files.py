@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor
 
+from .fields import read_json
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises ValueError that names the file."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: expected a file, found none") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: expected JSON, got {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file}: expected a mapping, got {type(data).__name__}")
-    return data
 
 
 class WeightFiles(Mapping[str, Tensor]):

@@ -15,7 +15,8 @@ from triform.nn import build
 
 from .families import read_config
 from .family import Family
-from .files import WeightFiles, read_json
+from .fields import read_json
+from .files import WeightFiles
 from .folder import Module, weights
 from .rules import Match, listed, match, to_theirs
 

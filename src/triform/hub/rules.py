@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Size, Tensor
+if TYPE_CHECKING:  # tables are read where torch is absent
+    from torch import Size, Tensor
 
 
 class Layout(NamedTuple):
@@ -31,15 +31,27 @@ def leading(count: int) -> Layout:
 
 
 def _split(tensors: list[Tensor], shapes: list[Size]) -> list[Tensor]:
-    return list(torch.split(tensors[0], [shape[0] for shape in shapes]))
+    return list(tensors[0].split([shape[0] for shape in shapes]))
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(tensors)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.stack(tensors)
 
 
 SAME = Layout(lambda tensors, shapes: tensors, lambda tensors: tensors)
 TRANSPOSED = Layout(lambda tensors, shapes: [t.T for t in tensors], lambda tensors: [t.T for t in tensors])
-FUSED = Layout(_split, lambda tensors: [torch.cat(tensors)])
+FUSED = Layout(_split, lambda tensors: [_joined(tensors)])
 """Theirs is ours, one after the other along the first dimension."""
-FUSED_TRANSPOSED = Layout(lambda tensors, shapes: _split([tensors[0].T], shapes), lambda tensors: [torch.cat(tensors).T])
-STACKED = Layout(lambda tensors, shapes: [torch.stack(tensors)], lambda tensors: list(tensors[0].unbind()))
+FUSED_TRANSPOSED = Layout(lambda tensors, shapes: _split([tensors[0].T], shapes), lambda tensors: [_joined(tensors).T])
+STACKED = Layout(lambda tensors, shapes: [_stacked(tensors)], lambda tensors: list(tensors[0].unbind()))
 """Ours is theirs, one for each expert, along a new first dimension."""
 
 
