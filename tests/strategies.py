@@ -39,7 +39,7 @@ def attentions(draw: Any, *, masks: tuple[str, ...] = ("bidirectional", "causal"
         window=None if cross else draw(st.none() | st.integers(1, 6)),
         position=None if cross else draw(POSITIONS),
         qk_norm=draw(MAYBE_NORM),
-        bias=draw(st.sampled_from(["none", "qkv", "all"])),
+        bias=draw(st.sampled_from(["none", "qkv", "out", "all"])),
         scale=draw(st.sampled_from([None, 1.0])),
     )
 
@@ -74,7 +74,7 @@ def stacks(draw: Any, *, masks: tuple[str, ...], patches: bool = False, cross: b
         config.Tokens,
         vocab_size=st.integers(8, 40),
         position=st.one_of(
-            st.none(), st.builds(config.Learned, length=st.integers(16, 20), offset=st.integers(0, 2)), st.just(config.Sinusoidal())
+            st.none(), st.builds(config.Learned, length=st.integers(16, 20), offset=st.integers(0, 2)), st.builds(config.Sinusoidal, interleaved=st.booleans())
         ),
         segments=st.integers(0, 2),
         scale=st.sampled_from([1.0, 4.0]),
@@ -108,7 +108,7 @@ def heads(*, tokens: bool = True) -> st.SearchStrategy[config.Head | None]:
 
 
 def sentence_heads() -> st.SearchStrategy[config.Classify]:
-    return st.builds(config.Classify, labels=st.integers(1, 5), pool=POOLING, transform=TRANSFORMS)
+    return st.builds(config.Classify, labels=st.integers(1, 5), pool=POOLING, transform=TRANSFORMS, bias=st.booleans())
 
 
 @st.composite

@@ -39,6 +39,7 @@ class Classify:
     pool: Pooling = "first"
     transform: Activation | None = None
     end_token: int | None = None
+    bias: bool = True
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -79,9 +79,10 @@ class Learned:
 
 @spec
 class Sinusoidal:
-    """Sines and cosines of the position, interleaved (Vaswani et al. 2017)."""
+    """Sines and cosines of the position (Vaswani et al. 2017): by turns, or where not `interleaved` all sines first (Marian)."""
 
     base: float = 10_000.0
+    interleaved: bool = True
 
 
 @spec
@@ -157,7 +158,7 @@ class Attention:
     window: int | None = None
     position: Rotary | Bucketed | Alibi | None = None
     qk_norm: LayerNorm | RMSNorm | None = None
-    bias: Literal["none", "qkv", "all"] = "all"
+    bias: Literal["none", "qkv", "out", "all"] = "all"
     scale: float | None = None
     dropout: float = 0.0
 

@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.is_cross = source_width is not None
         inner, shared = spec.heads * self.head_width, (spec.kv_heads or spec.heads) * self.head_width
         source_width = source_width or width
-        inside, outside = spec.bias != "none", spec.bias == "all"
+        inside, outside = spec.bias in ("qkv", "all"), spec.bias in ("out", "all")
         self.query = nn.Linear(width, inner, bias=inside)
         self.key = nn.Linear(source_width, shared, bias=inside)
         self.value = nn.Linear(source_width, shared, bias=inside)

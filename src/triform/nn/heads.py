@@ -93,7 +93,7 @@ class Classify(Pooled):
     def __init__(self, spec: config.Classify, width: int) -> None:
         super().__init__(spec, width)
         self.dropout = Dropout(spec.dropout)
-        self.out = nn.Linear(width, spec.labels)
+        self.out = nn.Linear(width, spec.labels, bias=spec.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         out: Tensor = self.out(self.dropout(self.pooled(x, mask, ids)))

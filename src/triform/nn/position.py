@@ -16,11 +16,11 @@ from triform import config
 from .norm import at_least_float
 
 
-def sinusoids(positions: Tensor, width: int, base: float = 10_000.0) -> Tensor:
-    """Interleaved sines and cosines, (..., width), for positions (...) (Vaswani et al. 2017, section 3.5)."""
+def sinusoids(positions: Tensor, width: int, base: float = 10_000.0, interleaved: bool = True) -> Tensor:
+    """Sines and cosines, (..., width), by turns or all sines first, for positions (...) (Vaswani et al. 2017, section 3.5)."""
     frequencies = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
     angles = positions[..., None] * frequencies
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1 if interleaved else -2).flatten(-2)
 
 
 class InputPosition(nn.Module):
@@ -35,7 +35,7 @@ class InputPosition(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         if isinstance(self.spec, config.Learned):
             return F.embedding(positions + self.spec.offset, self.weight)
-        return sinusoids(positions, self.width, self.spec.base)
+        return sinusoids(positions, self.width, self.spec.base, self.spec.interleaved)
 
 
 # Rotary

@@ -98,13 +98,13 @@ def _norm(name: str, norm: config.Norm | None, width: int) -> Part | None:
 def _attention(spec: config.Attention, stack: config.Stack, source_width: int, cross: bool = False) -> Part:
     width, head_width = stack.width, stack.head_width(spec)
     inner, shared = spec.heads * head_width, (spec.kv_heads or spec.heads) * head_width
-    inside = spec.bias != "none"
+    inside = spec.bias in ("qkv", "all")
     return _module(
         "body",
         _linear("query", width, inner, inside),
         _linear("key", source_width, shared, inside),
         _linear("value", source_width, shared, inside),
-        _linear("out", inner, width, spec.bias == "all"),
+        _linear("out", inner, width, spec.bias in ("out", "all")),
         _norm("query_norm", spec.qk_norm, head_width),
         _norm("key_norm", spec.qk_norm, head_width),
         note=", ".join(describe.attention(spec, stack, cross=cross)),
@@ -213,8 +213,10 @@ def _head(name: str, head: config.Head | None, stack: config.Stack, table: str) 
             return _module(name, weight, bias, dense, _norm("norm", head.norm, width) if dense else None, note=note)
         case config.Embed():
             return _module(name, dense, _linear("out", width, head.width, bias=False) if head.width else None, note=note)
-        case config.Classify() | config.ClassifyTokens():
-            return _module(name, dense, _linear("out", width, head.labels), note=note)
+        case config.Classify():
+            return _module(name, dense, _linear("out", width, head.labels, head.bias), note=note)
+        case config.ClassifyTokens():
+            return _module(name, _linear("out", width, head.labels), note=note)
         case config.AnswerSpan():
             return _module(name, _linear("out", width, 2), note=note)
 
