@@ -89,6 +89,13 @@ def test_other_settings_go_on_bit_for_bit(optimizer: str, precision: str, data: 
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
 
 
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_recomputing_changes_no_bit_of_a_run(how: str, data: Path, tmp_path: Path) -> None:
+    run(recipe("SpanCorruption", data), tmp_path / "whole", report=quiet)
+    stopped_and_resumed(recipe("SpanCorruption", data, recompute=how), tmp_path / "stopped", [3])
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
+
+
 def test_the_comparison_sees_another_seed_and_another_order(data: Path, tmp_path: Path) -> None:
     run(recipe("Causal", data), tmp_path / "a", report=quiet)
     run(recipe("Causal", data, seed=1), tmp_path / "b", report=quiet)

@@ -7,9 +7,10 @@ from .init import initialize
 from .loss import IGNORE, linear_cross_entropy
 from .mask import Layout
 from .model import Aux, DualEncoder, Output, Transformer, build
+from .recompute import Recompute, recomputing
 from .stack import Block, Stack
 
 __all__ = [
-    "IGNORE", "Attention", "Aux", "Block", "Cache", "DualEncoder", "Experts", "FeedForward", "Layout", "Output", "Routing", "Stack",
-    "Trace", "Transformer", "build", "initialize", "linear_cross_entropy",
+    "IGNORE", "Attention", "Aux", "Block", "Cache", "DualEncoder", "Experts", "FeedForward", "Layout", "Output", "Recompute",
+    "Routing", "Stack", "Trace", "Transformer", "build", "initialize", "linear_cross_entropy", "recomputing",
 ]  # fmt: skip

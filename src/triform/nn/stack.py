@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, S keys, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .feedforward import Experts, FeedForward, Routing
 from .mask import Layout, View, masked_bias, positions_of, visible
 from .norm import build_norm
 from .position import AlibiBias, BucketedBias, rotation
+from .recompute import call, chosen
 
 
 class Sublayer(nn.Module):
@@ -52,7 +53,6 @@ class Scene:
     cache: Cache | None = None
     trace: Trace | None = None
     name: str = ""
-    routing: list[Routing] = field(default_factory=list)
 
 
 class Block(nn.Module):
@@ -66,8 +66,8 @@ class Block(nn.Module):
         body = Experts(spec.feed_forward, width) if isinstance(spec.feed_forward, config.Experts) else FeedForward(spec.feed_forward, width)
         self.feed_forward = Sublayer(body, spec, width)
 
-    def forward(self, x: Tensor, scene: Scene, index: int) -> Tensor:
-        """x (B, T, D) to (B, T, D), as layer `index` of the stack."""
+    def forward(self, x: Tensor, scene: Scene, index: int) -> tuple[Tensor, Routing | None]:
+        """x (B, T, D) to (B, T, D), as layer `index` of the stack, and what its experts chose, if it has any."""
         cache, trace = scene.cache, scene.trace
         probes: dict[str, dict[str, Tensor]] | None = {"attention": {}, "cross": {}} if trace is not None and trace.weights else None
         x, _ = self.attention(x, scene.views[self.view], None, cache and cache.layers[index], probes and probes["attention"])
@@ -77,10 +77,9 @@ class Block(nn.Module):
             trace.attention |= {f"{scene.name}.layers.{index}.{kind}": probe["weights"] for kind, probe in probes.items() if probe}
         if isinstance(self.feed_forward.body, Experts):
             x, routing = self.feed_forward(x, scene.seen)
-            scene.routing.append(routing)
-        else:
-            x, _ = self.feed_forward(x)
-        return x
+            return x, routing
+        x, _ = self.feed_forward(x)
+        return x, None
 
 
 _BiasKind = tuple[config.Bucketed | config.Alibi, int, bool]
@@ -130,7 +129,8 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, list[Routing]]:
         """ids (B, T), pixels, or what an earlier stage gave, to (B, T, D).
 
-        `mask` (B, T) is False where padding; `memory` is another stack's output and its view.
+        `mask` (B, T) is False where padding; `memory` is another stack's output and its view. What the
+        layers keep for a backward pass is as `recomputing` says; with a cache, all.
         """
         layout = layout or Layout()
         x = self.input(inputs) if isinstance(self.input, PatchInput) else inputs
@@ -148,15 +148,18 @@ class Stack(nn.Module):
             keys_at, keys_seen = (at, seen) if cache is None else cache.keys(attention.window, x.shape[1], x.device)
             views.append(self._view(index, (at, keys_at, keys_seen), layout, x))
         scene = Scene(views, memory[1], memory[0], seen, cache, trace, self.name)
+        how, choices = "none" if cache is not None else chosen(), []
         for key, layer in self.layers.items():
             if trace is not None:
                 trace.hidden.append(x)
-            x = layer(x, scene, int(key))
+            x, routing = call(how, layer, x, scene, int(key))
+            if routing is not None:
+                choices.append(routing)
         if self.norm is not None:
             x = self.norm(x)
         if trace is not None:
             trace.hidden.append(x)
-        return x, scene.routing
+        return x, choices
 
     def _check(self, at: Tensor, slots: int) -> None:
         """Refuse positions that were not learned. Padding and packing leave fewer positions than slots, which are cheaper to count."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from triform import config, hub
-from triform.nn import build
+from triform.nn import build, recomputing
 from triform.objectives import Batch
 from triform.planner import flops
 
@@ -148,7 +148,7 @@ class Trainer:
         for batch in batches:
             part = batch.tokens / tokens
             batch = batch.to(self.device)
-            with self._autocast():
+            with self._autocast(), recomputing(recipe.recompute):
                 loss = self.objective.loss(self.model, batch, smoothing=recipe.smoothing, z_loss=recipe.z_loss)
             objective = loss.total / count
             if loss.auxiliary:

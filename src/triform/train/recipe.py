@@ -11,6 +11,7 @@ import yaml
 
 from triform import config
 from triform.config.spec import spec
+from triform.nn.recompute import Recompute
 from triform.objectives import Causal, Classification, Masked, ObjectiveSpec, SequenceToSequence, SpanCorruption
 
 
@@ -57,7 +58,8 @@ class TrainRecipe:
     optimizer: muon takes the stacks' matrices (Jordan et al. 2024) and leaves the rest to
     AdamW, at `muon_rate`. `rate` is AdamW's peak learning rate; it rises over `warmup` steps
     and falls by `schedule` to `floor` of the peak. precision auto: bf16 where this
-    machine multiplies it faster. `clip` limits the norm of the gradients.
+    machine multiplies it faster. recompute: what the backward pass works out again instead of
+    keeping it (see `triform.nn.recompute`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
     load_balance, router_z: weights of the experts' losses, which are taken over a
@@ -85,6 +87,7 @@ class TrainRecipe:
     load_balance: float = 0.01
     router_z: float = 0.001
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    recompute: Recompute = "none"
     bucket: int = 1
     validate_every: int = 100
     validation_batches: int | None = None
