@@ -62,10 +62,10 @@ def serve(monkeypatch):
         listing = "\n".join(f"global.{key.replace('_', '-')}={value!r}" for key, value in settings.items())
         real = index._pip
 
-        def pip(*arguments):
+        def pip(*arguments, **options):
             if arguments == ("config", "list"):
                 return subprocess.CompletedProcess(arguments, 0, listing, "")
-            return real(*arguments, "--isolated", "--no-index", "--find-links", settings.get("find_links", ""))
+            return real(*arguments, "--isolated", "--no-index", "--find-links", settings.get("find_links", ""), **options)
 
         monkeypatch.setattr(index, "_pip", pip)
 

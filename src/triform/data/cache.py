@@ -10,10 +10,11 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 _LARGEST_MEMBER = 256 * 2**20
 
@@ -79,12 +80,13 @@ def unpack(archive: Path, patterns: Iterable[str], folder: Path) -> int:
             raise ValueError(f"{archive.name}: {name!r} would take {size:,} bytes, more than the {_LARGEST_MEMBER:,} allowed")
         target = folder.joinpath(*path.parts)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data())
+        with data() as source, target.open("wb") as stream:
+            shutil.copyfileobj(source, stream, 2**20)
         count += 1
     return count
 
 
-def _members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+def _members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, int, Callable[[], AbstractContextManager[IO[bytes]]]]]:
     def wanted(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -93,13 +95,18 @@ def _members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, in
             with zipfile.ZipFile(archive) as bundle:
                 for info in bundle.infolist():
                     if wanted(info.filename) and not info.is_dir():
-                        yield info.filename, info.file_size, partial(bundle.read, info)
+                        yield info.filename, info.file_size, partial(bundle.open, info)
         else:
             with tarfile.open(archive) as tape:
                 for member in tape:
                     name = member.name.partition("/")[2]
-                    stream = tape.extractfile(member) if wanted(name) and member.isfile() else None
-                    if stream is not None:
-                        yield name, member.size, stream.read
+                    if wanted(name) and member.isfile():
+                        yield name, member.size, partial(_opened, tape, member)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise ValueError(f"{archive.name}: not a readable archive ({error})") from error
+
+
+def _opened(tape: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = tape.extractfile(member)
+    assert stream is not None, "only regular files are opened"
+    return stream

