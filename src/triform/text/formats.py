@@ -337,7 +337,7 @@ def _pieces(pieces: Sequence[Piece], byte_fallback: bool | None) -> tuple[dict[s
     vocab: dict[str, int] = {}
     for i, (text, score, kind) in enumerate(pieces):
         if not text or kind not in range(NORMAL, BYTE + 1) or not -1e30 < score < 1e30:
-            raise ValueError(f"piece {i} is {text[:40]!r}, score {score}, type {kind}; expected a text, a finite score and a type of 1 to 6")
+            raise ValueError(f"piece {i} is {text[:40]!r}, score {score}, type {kind}; expected text, a finite score, a type of 1 to 6")
         if vocab.setdefault(text, i) != i:
             raise ValueError(f"the piece {text[:40]!r} is there twice, as {vocab[text]} and {i}")
         _checked_text(text)
