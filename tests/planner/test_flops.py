@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from triform import config, nn
 from triform.planner import flops
+from triform.planner.setting import Recompute
 
 TOLERANCE = 0.01  # the counter leaves out nothing we count; the claim is 1 %
 
@@ -20,15 +21,27 @@ def inputs_of(stack: config.Stack, length: int) -> torch.Tensor:
     return torch.randint(stack.input.vocab_size, (1, length))
 
 
-def counted(model: config.Model, length: int, target_length: int) -> int:
-    module = nn.build(model, seed=0).eval()
+def answer(model: config.Model, length: int, target_length: int, *, training: bool = False) -> torch.Tensor:
+    """The sum of all that a model with random weights says of random input."""
+    module = nn.build(model, seed=0).train(training)
     if isinstance(model, config.DualEncoder):
         inputs, target = inputs_of(model.text, length), inputs_of(model.image, length)
     else:
         inputs = inputs_of(model.encoder or model.last, length)
         target = inputs_of(model.decoder, target_length) if model.decoder and model.encoder else None
+    out = module(inputs, target=target)
+    return sum((t.sum() for t in (out.logits, out.sentence_logits) if t is not None), out.hidden.sum())
+
+
+def counted(model: config.Model, length: int, target_length: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(inputs, target=target)
+        answer(model, length, target_length)
+    return counter.get_total_flops()
+
+
+def counted_in_training(model: config.Model, length: int, target_length: int, how: Recompute = "none") -> int:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), nn.recomputing(how):
+        answer(model, length, target_length).backward()
     return counter.get_total_flops()
 
 
@@ -46,6 +59,36 @@ FORMS = {
 def test_as_many_as_torch_counts(form: str, data: st.DataObject, length: int, target_length: int) -> None:
     model = data.draw(FORMS[form])
     assert flops.forward(model, length, target_length) == pytest.approx(counted(model, length, target_length), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("how", ["none", "full"])
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=3, deadline=None)
+@given(st.data(), st.integers(2, 16), st.integers(2, 16))
+def test_a_step_as_torch_counts_it(form: str, how: Recompute, data: st.DataObject, length: int, target_length: int) -> None:
+    model = data.draw(FORMS[form])
+    expected = pytest.approx(counted_in_training(model, length, target_length, how), rel=TOLERANCE)
+    assert flops.training(model, length, target_length, recompute=how) == expected
+
+
+def test_a_step_without_what_is_recomputed_is_another() -> None:
+    model = config.resolve("t5-small", ["encoder.width=32", "decoder.width=32", "encoder.depth=2", "decoder.depth=2"])
+    assert flops.training(model, 12, 9) != pytest.approx(counted_in_training(model, 12, 9, "full"), rel=10 * TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "again"), [("llama-3.2-1b", False), ("t5-small", True)])
+def test_selective_recompute_repeats_attention_only_where_no_kernel_is_fused(name: str, again: bool) -> None:
+    """torch's counter passes over the CPU's fused kernel, so only the repeated products show."""
+    stacks = ("encoder", "decoder") if name == "t5-small" else ("decoder",)
+    small = ("depth=2", "width=64", "input.vocab_size=64", "pattern[0].feed_forward.hidden=64")
+    model = config.resolve(name, [f"{side}.{field}" for side in stacks for field in small])
+    counts = {}
+    for how in ("none", "selective"):
+        with FlopCounterMode(display=False) as counter, nn.recomputing(how):
+            answer(model, 24, 16, training=True).backward()
+        counts[how] = counter.get_total_flops()
+    assert counts["selective"] - counts["none"] == flops.recomputed(model, 24, 16, "selective")
+    assert (flops.recomputed(model, 24, 16, "selective") > 0) == again
 
 
 @pytest.mark.parametrize(
