@@ -20,18 +20,39 @@ _ACTIVATIONS: dict[str, config.Activation] = {
     "tanh": "tanh",
 }
 
+_JSON_LIMIT = 100_000_000
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises ValueError that names the file."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: expected a file, found none") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: expected JSON, got {error}") from None
+    data = _json(file)
     if not isinstance(data, dict):
         raise ValueError(f"{file}: expected a mapping, got {type(data).__name__}")
     return data
+
+
+def read_list(file: Path) -> list[Any]:
+    """The list in a JSON file. Raises ValueError that names the file."""
+    data = _json(file)
+    if not isinstance(data, list):
+        raise ValueError(f"{file}: expected a list, got {type(data).__name__}")
+    return data
+
+
+def _json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > _JSON_LIMIT:
+            raise ValueError(f"a file of {file.stat().st_size} bytes, where {_JSON_LIMIT} are the most")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: expected a file, found none") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, got {error}") from None
+
+
+def activation_name(activation: config.Activation) -> str:
+    """An activation's public name."""
+    return {"gelu_tanh": "gelu_new"}.get(activation, activation)
 
 
 class Fields:

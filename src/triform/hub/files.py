@@ -1,71 +1,94 @@
-"""Weights in safetensors files, read one tensor at a time."""
+"""The weights of a checkpoint by name, from whatever files hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Size, Tensor
+from typing import TYPE_CHECKING
 
 from .fields import read_json
+from .pickled import read_pickle
+from .safetensors import read_header
+from .stored import Stored, regular, shown
+
+if TYPE_CHECKING:
+    from torch import Size, Tensor, dtype
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LAYOUTS: tuple[tuple[str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
+    (SINGLE, INDEX, read_header),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", read_pickle),
+)
 
 
-class WeightFiles(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, or of a folder with `model.safetensors` or its shards and their index.
+class WeightFiles(Mapping[str, "Tensor"]):
+    """The tensors of one file, or of a folder with `model.safetensors`, its shards and their index, or an older `pytorch_model.bin`.
 
-    Only names are read at first; each look-up reads one tensor.
+    Names, shapes and types are read at first, and checked against the files' sizes; each
+    look-up reads one tensor. Raises ValueError of one line that names the file at fault.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._opened: dict[Path, Any] = {}
-        self._file_of = {name: file for file in self._files() for name in self._open(file).keys()}  # noqa: SIM118
+        self.stored: dict[str, Stored] = self._read()
 
-    def _files(self) -> list[Path]:
-        if self.path.is_file():
-            return [self.path]
-        if (self.path / SINGLE).is_file():
-            return [self.path / SINGLE]
-        if (self.path / INDEX).is_file():
-            return self._shards()
-        if list(self.path.glob("*.bin")) or list(self.path.glob("*.pt")):
-            raise ValueError(f"{self.path}: found only pickled weights, which can run code when read; convert them to {SINGLE}")
-        raise ValueError(f"{self.path}: expected {SINGLE} or {INDEX}, found neither")
-
-    def _shards(self) -> list[Path]:
-        shards = read_json(self.path / INDEX).get("weight_map")
-        names = sorted(set(shards.values())) if isinstance(shards, dict) and all(isinstance(v, str) for v in shards.values()) else []
-        if not names:
-            raise ValueError(f"{self.path / INDEX}: expected a weight_map of names to files")
-        for name in names:
-            if Path(name).name != name:
-                raise ValueError(f"{self.path / INDEX}: expected files beside it, got {name!r}")
-            if not (self.path / name).is_file():
-                raise ValueError(f"{self.path}: lacks the shard {name} that {INDEX} names")
-        return [self.path / name for name in names]
-
-    def _open(self, file: Path) -> Any:
-        if file not in self._opened:
-            try:
-                self._opened[file] = safe_open(file, framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
-        return self._opened[file]
+    def _read(self) -> dict[str, Stored]:
+        if not self.path.is_dir():
+            read = read_pickle if self.path.suffix in (".bin", ".pt", ".pth") else read_header
+            return dict(read(self.path))
+        for single, index, read in _LAYOUTS:
+            if (self.path / single).exists():
+                return dict(read(self.path / single))
+            if (self.path / index).exists():
+                return _shards(self.path / index, read)
+        raise ValueError(f"{self.path}: expected {' or '.join(name for layout in _LAYOUTS for name in layout[:2])}, found none of them")
 
     def shape(self, name: str) -> Size:
         """A tensor's shape, without reading it."""
-        return Size(self._open(self._file_of[name]).get_slice(name).get_shape())
+        from torch import Size
+
+        return Size(self.stored[name].shape)
+
+    def dtype(self, name: str) -> dtype:
+        """A tensor's type, without reading it."""
+        import torch
+
+        found: dtype = getattr(torch, self.stored[name].dtype)
+        return found
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Copy a tensor into one of as many elements, in their order, a piece at a time."""
+        self.stored[name].read_into(target)
+
+    def release(self, name: str) -> None:
+        """Say that a tensor will not be read again, so that a file that is in memory as a whole can let go of it."""
+        self.stored[name].release()
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
-        return tensor
+        return self.stored[name].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self.stored)
+
+
+def _shards(index: Path, read: Callable[[Path], Mapping[str, Stored]]) -> dict[str, Stored]:
+    """The tensors of all shards that an index names, each in the shard that the index says."""
+    places = read_json(regular(index)).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{index}: expected a weight_map of names to files")
+    found: dict[str, Stored] = {}
+    for file in sorted(set(places.values())):
+        if file in ("", ".", "..") or not file.isprintable() or any(mark in file for mark in "/\\:"):
+            raise ValueError(f"{index}: expected files beside it, got {shown(file)}")
+        held = read(index.parent / file)
+        for name in held:
+            if places.get(name) != file:
+                where = f"places in {shown(places[name])}" if name in places else "does not name"
+                raise ValueError(f"{index.parent / file}: holds {shown(name)}, which {index.name} {where}")
+        found |= held
+    if lost := next((name for name in places if name not in found), None):
+        raise ValueError(f"{index.parent / places[lost]}: lacks {shown(lost)}, which {index.name} places there")
+    return found
