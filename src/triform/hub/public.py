@@ -1,53 +1,72 @@
-"""Public checkpoints: a `config.json` and safetensors files in the layout of Hugging Face's hub."""
+"""Weights of one naming into models of ours, and out of them: tables, layouts, and what must agree before memory is taken."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Size, Tensor
 
-from triform import config
-from triform.nn import build
+from triform.nn import DualEncoder, Transformer
 
-from .families import read_config
 from .family import Family
-from .fields import read_json
 from .files import WeightFiles
-from .folder import Module, weights
-from .rules import Match, listed, match, to_theirs
+from .rules import SAME, STACKED, Match, listed, match
+
+Module = Transformer | DualEncoder
+
+OWN = Family(name="Triform", table=())
+"""Triform's own files: the names and layouts of the modules, whatever they are."""
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each shared one under its first name only."""
+    return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def matches(family: Family, shapes: Mapping[str, Size]) -> list[Match]:
+    """How each weight of ours is called and laid out, in our order. Raises ValueError that names weights without a rule."""
+    if family is OWN:
+        return [Match((name,), (name,), SAME) for name in shapes]
+    order = {name: i for i, name in enumerate(shapes)}
+    return sorted(match(family.table, shapes), key=lambda found: order[found.ours[0]])
 
 
 def _named(stored: Iterable[str], known: set[str], family: Family) -> dict[str, str]:
     """Names as the table has them, to names as stored: older spellings renamed, the prefix added or taken away."""
-    found = {}
+    found: dict[str, str] = {}
     for name in stored:
         now = name
         for pattern, replacement in family.renames:
             now = re.sub(f"^{pattern}$", replacement, now)
         if now not in known and family.prefix and family.prefix + now in known:
             now = family.prefix + now
+        if now in found:
+            raise ValueError(f"the checkpoint holds {listed([name])} twice, once as {listed([found[now]])}")
         found[now] = name
     return found
 
 
-class _Source:
-    """Stored tensors, looked up by the names of a family's table."""
+class Source:
+    """Stored tensors, looked up by the names of a family's table.
 
-    def __init__(self, stored: Mapping[str, Tensor], family: Family, matches: list[Match]) -> None:
-        self.stored, self.family = stored, family
-        needed = [name for found in matches for name in found.theirs]
+    Raises ValueError where a name is missing or left over. `found` is how they belong to ours.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor], family: Family, shapes: Mapping[str, Size]) -> None:
+        self.stored, self.family, self.shapes = stored, family, shapes
+        self.found = matches(family, shapes)
+        needed = {name for found in self.found for name in found.theirs}
         repeats = dict(family.repeats)
         self.names = _named(stored, {*needed, *repeats}, family)
         for repeat, original in repeats.items():  # files that kept only the copy
             if original in needed and original not in self.names and repeat in self.names and repeat not in needed:
                 self.names[original] = self.names.pop(repeat)
-        if missing := set(needed) - self.names.keys():
+        if missing := needed - self.names.keys():
             raise ValueError(f"the checkpoint lacks {listed(missing)}, which a {family.name} model of this configuration needs")
-        left = self.names.keys() - set(needed)
+        left = self.names.keys() - needed
         self.copies = {name: repeats[name] for name in left if name in repeats}
         extra = [n for n in left if n not in repeats and not any(re.fullmatch(p, n) for p in family.ignore)]
         if extra:
@@ -57,108 +76,122 @@ class _Source:
         return self.stored[self.names[name]]
 
     def shape(self, name: str) -> Size:
+        """The shape as stored."""
         stored = self.names[name]
-        return self.stored.shape(stored) if isinstance(self.stored, WeightFiles) else self.stored[stored].shape
+        shape = getattr(self.stored, "shape", None)
+        return self.stored[stored].shape if shape is None else Size(shape(stored))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type as stored."""
+        stored = self.names[name]
+        dtype = getattr(self.stored, "dtype", None)
+        found: torch.dtype = self.stored[stored].dtype if dtype is None else dtype(stored)
+        return found
 
     def differs(self, copy: str) -> bool:
         """Whether a weight that should repeat another holds something else."""
-        return copy in self.copies and not torch.equal(self[copy], self[self.copies[copy]])
+        if copy not in self.copies:
+            return False
+        original = self.copies[copy]
+        if isinstance(self.stored, WeightFiles):
+            return not self.stored.equal(self.names[copy], self.names[original])
+        return not torch.equal(self[copy], self[original])
 
-    def check(self, matches: list[Match], shapes: Mapping[str, Size]) -> None:
-        """Sizes agree, before memory is taken; copies are copies."""
-        for found in matches:
-            ours, theirs = [shapes[n] for n in found.ours], [self.shape(n) for n in found.theirs]
+    def check(self) -> None:
+        """Sizes agree and weights are numbers with a fraction, before memory is taken; copies are copies."""
+        for found in self.found:
+            ours, theirs = [self.shapes[n] for n in found.ours], [self.shape(n) for n in found.theirs]
             if sum(shape.numel() for shape in ours) != sum(shape.numel() for shape in theirs):
-                raise ValueError(_mismatch(found, ours, theirs))
+                raise ValueError(mismatch(found, ours, theirs))
+            for name in found.theirs:
+                if not self.dtype(name).is_floating_point:
+                    raise ValueError(f"the checkpoint's {name} is {self.dtype(name)}, and weights have fractions; a quantized one is no use here")
         for copy in sorted(self.copies):
             if self.differs(copy):
                 raise ValueError(
                     f"{copy} differs from {self.copies[copy]}, though the configuration makes them one; set tie_word_embeddings to false"
                 )
 
+    @torch.no_grad()
+    def fill(self, targets: Mapping[str, Tensor]) -> None:
+        """Copy into those of our weights that are given, one at a time; each belongs to them whole or not at all."""
+        for found in self.found:
+            if found.ours[0] in targets:
+                self._move(found, [targets[n] for n in found.ours])
+                if isinstance(self.stored, WeightFiles):
+                    for name in found.theirs:
+                        self.stored.release(self.names[name])
 
-def _mismatch(found: Match, ours: list[Size], theirs: list[Size]) -> str:
-    def shown(shapes: list[Size]) -> str:
-        return " and ".join(str(tuple(shape)) for shape in shapes[:3])
-
-    return f"{listed(found.ours)} should be {shown(ours)}, and the checkpoint's {listed(found.theirs)} is {shown(theirs)}"
-
-
-def _fill(model: Module, source: _Source, matches: list[Match]) -> None:
-    targets = weights(model)
-    for found in matches:
-        wanted = [targets[n] for n in found.ours]
-        tensors = found.layout.load([source[n] for n in found.theirs], [t.shape for t in wanted])
+    def _move(self, found: Match, wanted: list[Tensor]) -> None:
+        direct = isinstance(self.stored, WeightFiles) and found.layout in (SAME, STACKED)
+        ours = wanted[0].unbind() if direct and found.layout is STACKED else wanted
+        if direct and [t.shape for t in ours] == [self.shape(n) for n in found.theirs]:
+            assert isinstance(self.stored, WeightFiles)
+            for name, target in zip(found.theirs, ours, strict=True):
+                self.stored.read_into(self.names[name], target)
+            return
+        try:
+            tensors = found.layout.load([self[n] for n in found.theirs], [t.shape for t in wanted])
+        except RuntimeError:  # shapes that the layout cannot take apart
+            raise ValueError(mismatch(found, [t.shape for t in wanted], [self.shape(n) for n in found.theirs])) from None
         if [t.shape for t in tensors] != [t.shape for t in wanted]:
-            raise ValueError(_mismatch(found, [t.shape for t in wanted], [t.shape for t in tensors]))
+            raise ValueError(mismatch(found, [t.shape for t in wanted], [t.shape for t in tensors]))
         for target, tensor in zip(wanted, tensors, strict=True):
             target.copy_(tensor)
+
+
+def mismatch(found: Match, ours: list[Size], theirs: list[Size]) -> str:
+    """What to say of shapes that do not belong together."""
+
+    def text(shapes: list[Size]) -> str:
+        return " and ".join(str(tuple(shape)) for shape in shapes[:3])
+
+    return f"{listed(found.ours)} should be {text(ours)}, and the checkpoint's {listed(found.theirs)} is {text(theirs)}"
 
 
 def load_weights(model: Module, source: str | Path | Mapping[str, Tensor], family: Family) -> None:
     """Copy the weights of a public checkpoint into a model, one tensor at a time.
 
-    source: a safetensors file, a folder with one or with shards and their index, or
-        tensors by name.
+    source: a file, a folder with one or with shards and their index, or tensors by name.
     family: their names, from `read_config` (or `families.VANILLA`).
 
     Raises ValueError that names what is missing, left over or of another shape; missing
     and left over names are found before anything is written.
     """
     stored = WeightFiles(source) if isinstance(source, str | Path) else source
-    shapes = {n: t.shape for n, t in weights(model).items()}
-    matches = match(family.table, shapes)
-    known = _Source(stored, family, matches)
-    known.check(matches, shapes)
-    _fill(model, known, matches)
+    ours = weights(model)
+    known = Source(stored, family.as_stored(stored), {n: t.shape for n, t in ours.items()})
+    known.check()
+    known.fill(ours)
+
+
+def read_weights(model: torch.nn.Module, file: Path) -> None:
+    """Copy the tensors of a file of Triform's own into a model, one at a time.
+
+    Raises ValueError that names the file, and what is missing, left over or of another shape.
+    """
+    ours = weights(model)
+    try:
+        known = Source(WeightFiles(file), OWN, {n: t.shape for n, t in ours.items()})
+        known.check()
+        known.fill(ours)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
+
+
+def theirs(family: Family, ours: Mapping[str, Tensor]) -> dict[str, Match]:
+    """The names that a family's files have, and the weights of ours that each is made of, in our order."""
+    found = {name: one for one in matches(family, {n: t.shape for n, t in ours.items()}) for name in one.theirs}
+    return {name.removeprefix(family.prefix) if family.bare else name: one for name, one in found.items()}
 
 
 def export_weights(model: Module, family: Family) -> dict[str, Tensor]:
     """The weights of a model under the names and in the layouts of a family's files, each shared one once."""
-    theirs = to_theirs(weights(model), family.table)
-    return {n.removeprefix(family.prefix) if family.bare else n: t.contiguous() for n, t in theirs.items()}
-
-
-def load_public(folder: str | Path, *, device: str | torch.device = "cpu") -> Module:
-    """The model, ready to evaluate, of a folder with `config.json` and `model.safetensors` or its shards.
-
-    Weights are converted to fp32.
-    """
-    folder = Path(folder)
-    spec, family = read_config(read_json(folder / "config.json"))
-    stored = WeightFiles(folder)
-    try:
-        _check_depth(spec, stored)
-        spec = _as_stored(spec, family, stored)
-        model: Module = build(spec, device="meta")
-        shapes = {n: t.shape for n, t in weights(model).items()}
-        matches = match(family.table, shapes)
-        source = _Source(stored, family, matches)
-        source.check(matches, shapes)
-        model.to_empty(device=device)
-        _fill(model, source, matches)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    return model.eval()
-
-
-def _check_depth(spec: config.Model, stored: WeightFiles) -> None:
-    """Before modules are made for layers that cannot be there."""
-    stacks = (spec.text, spec.image) if isinstance(spec, config.DualEncoder) else (spec.encoder, spec.decoder)
-    depth = sum(stack.depth for stack in stacks if stack is not None)
-    if depth > len(stored):
-        raise ValueError(f"config.json asks for {depth} layers, and the checkpoint holds {len(stored)} tensors in all")
-
-
-def _as_stored(spec: config.Model, family: Family, stored: WeightFiles) -> config.Model:
-    """The configuration with its output untied, where the file holds an output matrix that is not the token table.
-
-    Hugging Face's transformers 5 writes `tie_word_embeddings: true` for every T5, the untied 1.1 too.
-    """
-    output = next((rule.theirs for rule in family.table if rule.ours == ("head.weight",)), None)
-    if not (isinstance(spec, config.Transformer) and isinstance(spec.head, config.LanguageModel) and spec.head.tied):
-        return spec
-    if output is None or output not in stored:
-        return spec
-    source = _Source(stored, family, match(family.table, {n: t.shape for n, t in weights(build(spec, device="meta")).items()}))
-    return replace(spec, head=replace(spec.head, tied=False)) if source.differs(output) else spec
+    ours = weights(model)
+    found: dict[str, Tensor] = {}
+    names = theirs(family, ours)
+    for name, one in names.items():
+        if name not in found:
+            same = [n for n, other in names.items() if other is one]
+            found |= zip(same, (t.contiguous() for t in one.layout.save([ours[n] for n in one.ours])), strict=True)
+    return found

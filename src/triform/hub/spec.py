@@ -8,6 +8,7 @@ from triform import config
 
 from .families import read_config
 from .fields import read_json
+from .sentence import with_head
 
 
 def read_spec(path: str | Path) -> config.Model:
@@ -20,7 +21,7 @@ def read_spec(path: str | Path) -> config.Model:
         return config.read(path)
     if (path / "config.json").is_file():
         try:
-            return read_config(read_json(path / "config.json"))[0]
+            return with_head(path, *read_config(read_json(path / "config.json")))[0]
         except ValueError as error:
             raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
     raise ValueError(f"{path}: expected a folder with triform.json or config.json, or a .gguf file")
