@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 from triform import config
 
 from .setting import Recompute
@@ -19,17 +22,10 @@ def forward(model: config.Model, length: int, target_length: int | None = None, 
     target_length: tokens of an encoder-decoder's target; None: `length`.
     scored: positions that a language-model head scores; None: all.
     """
+    total = sum(_patches(run.stack) + _layers(run) for run in _runs(model, length, target_length))
     if isinstance(model, config.DualEncoder):
-        towers = sum(_stack(stack, _length(stack, length)) for stack in (model.text, model.image))
-        return towers + 2 * model.width * (model.text.width + model.image.width + 1)
-    total, read = 0, length
-    if model.encoder is not None:
-        read = _length(model.encoder, length)
-        total += _stack(model.encoder, read)
-    if model.decoder is not None:
-        memory = read if model.encoder is not None else 0
-        read = length if model.encoder is None or target_length is None else target_length
-        total += _stack(model.decoder, read, memory, model.encoder.width if model.encoder else 0)
+        return total + 2 * model.width * (model.text.width + model.image.width + 1)
+    read = _runs(model, length, target_length)[-1].length
     return total + _head(model.head, model.last, read, scored) + _head(model.sentence_head, model.last, read, None)
 
 
@@ -42,8 +38,7 @@ def training(
     the input, so it costs twice as much; only pixels need no gradient. Lengths and `scored` are
     as for `forward`.
     """
-    stacks = (model.text, model.image) if isinstance(model, config.DualEncoder) else (model.encoder, model.decoder)
-    pixels = sum(_patches(stack) for stack in stacks if stack is not None)
+    pixels = sum(_patches(run.stack) for run in _runs(model, length, target_length))
     return 3 * forward(model, length, target_length, scored) - pixels + recomputed(model, length, target_length, recompute)
 
 
@@ -53,30 +48,54 @@ def recomputed(model: config.Model, length: int, target_length: int | None = Non
     `full` makes every layer's again; `selective` those of attention's scores and context where
     no fused kernel keeps them, which is with dropout on the probabilities or a learned bias.
     """
-    if how == "none":
-        return 0
+    runs = _runs(model, length, target_length)
+    match how:
+        case "none":
+            return 0
+        case "full":
+            return sum(_layers(run) - sum(_unneeded(block, run.stack.width, run.length) for block in _blocks(run.stack)) for run in runs)
+        case "selective":
+            return sum(_pairs(run, lambda spec: spec.dropout > 0 or isinstance(spec.position, config.Bucketed)) for run in runs)
+
+
+def pairs(model: config.Model, length: int, target_length: int | None = None) -> int:
+    """The part of `forward` that goes to attention's scores and contexts: products of tokens with tokens, not with weights."""
+    return sum(_pairs(run) for run in _runs(model, length, target_length))
+
+
+class _Run(NamedTuple):
+    """One stack in a pass: its tokens, those of the memory that it looks at, and the memory's width."""
+
+    stack: config.Stack
+    length: int
+    memory: int = 0
+    memory_width: int = 0
+
+
+def _runs(model: config.Model, length: int, target_length: int | None) -> list[_Run]:
     if isinstance(model, config.DualEncoder):
-        return sum(_again(stack, _length(stack, length), 0, how) for stack in (model.text, model.image))
-    total, read = 0, length
+        return [_Run(stack, _length(stack, length)) for stack in (model.text, model.image)]
+    runs = []
     if model.encoder is not None:
-        read = _length(model.encoder, length)
-        total += _again(model.encoder, read, 0, how)
+        runs.append(_Run(model.encoder, _length(model.encoder, length)))
     if model.decoder is not None:
-        own = length if model.encoder is None or target_length is None else target_length
-        total += _again(model.decoder, own, read if model.encoder is not None else 0, how, model.encoder.width if model.encoder else 0)
-    return total
+        if model.encoder is None:
+            runs.append(_Run(model.decoder, length))
+        else:
+            runs.append(_Run(model.decoder, length if target_length is None else target_length, runs[0].length, model.encoder.width))
+    return runs
 
 
-def _again(stack: config.Stack, length: int, memory: int, how: Recompute, memory_width: int = 0) -> int:
-    total = _layers(stack, length, memory, memory_width) if how == "full" else 0
-    for index in range(stack.depth):
-        block = stack.block(index)
-        if how == "full":
-            total -= _unneeded(block, stack.width, length)
-            continue
-        for attention, keys in ((block.attention, length), (block.cross, memory)):
-            if attention is not None and (attention.dropout > 0 or isinstance(attention.position, config.Bucketed)):
-                total += 4 * attention.heads * stack.head_width(attention) * length * keys
+def _blocks(stack: config.Stack) -> Iterator[config.Block]:
+    return (stack.block(index) for index in range(stack.depth))
+
+
+def _pairs(run: _Run, which: Callable[[config.Attention], bool] = lambda spec: True) -> int:
+    total = 0
+    for block in _blocks(run.stack):
+        for attention, keys in ((block.attention, run.length), (block.cross, run.memory)):
+            if attention is not None and which(attention):
+                total += 4 * attention.heads * run.stack.head_width(attention) * run.length * keys
     return total
 
 
@@ -92,24 +111,20 @@ def _length(stack: config.Stack, length: int) -> int:
     return stack.input.length if isinstance(stack.input, config.Patches) else length
 
 
-def _stack(stack: config.Stack, length: int, memory: int = 0, memory_width: int = 0) -> int:
-    return _patches(stack) + _layers(stack, length, memory, memory_width)
-
-
 def _patches(stack: config.Stack) -> int:
     spec = stack.input
     return 2 * spec.channels * spec.patch**2 * stack.width * (spec.length - 1) if isinstance(spec, config.Patches) else 0
 
 
-def _layers(stack: config.Stack, length: int, memory: int, memory_width: int) -> int:
-    width = stack.width
+def _layers(run: _Run) -> int:
+    stack, length, width = run.stack, run.length, run.stack.width
     kinds = {
         block: _attention(block.attention, stack, length, length, width)
-        + (_attention(block.cross, stack, length, memory, memory_width) if block.cross else 0)
+        + (_attention(block.cross, stack, length, run.memory, run.memory_width) if block.cross else 0)
         + _feed_forward(block.feed_forward, width, length)
         for block in dict.fromkeys(stack.pattern)
     }
-    return sum(kinds[stack.block(index)] for index in range(stack.depth))
+    return sum(kinds[block] for block in _blocks(stack))
 
 
 def _attention(spec: config.Attention, stack: config.Stack, queries: int, keys: int, source_width: int) -> int:
