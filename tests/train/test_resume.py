@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,9 +19,10 @@ import yaml
 from recipes import plain, recipe
 from safetensors.torch import load_file, save_file
 
-from triform.train import Recipe, read_metrics, read_recipe, run
+from triform.train import Recipe, TrainRecipe, read_metrics, read_recipe, run
 
 TIMINGS = {"seconds", "tokens_per_second", "peak_share"}
+OPTIMIZERS = get_args(get_type_hints(TrainRecipe)["optimizer"])
 KINDS = ["Causal", "Masked", "SpanCorruption", "SequenceToSequence", "Classification"]
 
 
@@ -79,8 +80,9 @@ def test_each_objective_goes_on_bit_for_bit(kind: str, data: Path, tmp_path: Pat
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [(name, "fp32") for name in OPTIMIZERS] + [("adamw", "bf16"), ("muon", "bf16")]
+)
 def test_other_settings_go_on_bit_for_bit(optimizer: str, precision: str, data: Path, tmp_path: Path) -> None:
     made = recipe("SequenceToSequence", data, bucket=2, accumulate=2, optimizer=optimizer, precision=precision, export="best", steps=5)
     run(made, tmp_path / "whole", report=quiet)

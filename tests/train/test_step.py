@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -112,11 +112,14 @@ def test_schedules(name: Any, curve: Any, steps: int, warmup: int, floor: float,
         assert schedule(warmup, made) == pytest.approx(1.0, abs=1e-12)
 
 
-def tiny() -> Any:
-    return build(model("encoder", feed_forward=EXPERTS, width=16) | {"head": {"kind": "LanguageModel", "bias": "learned"}}, seed=0)
+def tiny(width: int = 16) -> Any:
+    return build(model("encoder", feed_forward=EXPERTS, width=width) | {"head": {"kind": "LanguageModel", "bias": "learned"}}, seed=0)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+OPTIMIZERS = get_args(get_type_hints(TrainRecipe)["optimizer"])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_only_matrices_decay_and_muon_takes_those_of_the_layers(optimizer: Any) -> None:
     module = tiny()
     made = Optimizer(module, TrainRecipe(steps=1, optimizer=optimizer, weight_decay=0.3))
@@ -132,9 +135,10 @@ def test_only_matrices_decay_and_muon_takes_those_of_the_layers(optimizer: Any) 
     assert (len(by_muon) > 3) == (optimizer == "muon")
 
 
-def test_without_gradients_matrices_shrink_by_rate_times_decay() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adafactor", "sgd"])
+def test_without_gradients_matrices_shrink_by_rate_times_decay(optimizer: Any) -> None:
     module = tiny()
-    made = Optimizer(module, TrainRecipe(steps=1, rate=0.1, weight_decay=0.3))
+    made = Optimizer(module, TrainRecipe(steps=1, optimizer=optimizer, rate=0.1, weight_decay=0.3))
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -155,10 +159,10 @@ def test_gradients_are_clipped_to_a_norm() -> None:
     assert clip_gradients(module, 1.0) == pytest.approx(2.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizer_state_goes_out_and_in(optimizer: Any) -> None:
     recipe = TrainRecipe(steps=1, optimizer=optimizer)
-    module, other = tiny(), tiny()
+    module, other = tiny(64), tiny(64)
     one, two = Optimizer(module, recipe), Optimizer(other, recipe)
     fresh = one.state()
     for parameter in list(module.parameters())[1:]:  # the first never gets a gradient
@@ -178,7 +182,7 @@ def test_optimizer_state_goes_out_and_in(optimizer: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, two.state()[n]) for n, a in one.state().items())
     with pytest.raises(ValueError, match="of another model or another optimizer"):
-        Optimizer(tiny(), replace(recipe, optimizer="muon" if optimizer == "adamw" else "adamw")).load(saved)
+        Optimizer(tiny(64), replace(recipe, optimizer="muon" if optimizer == "adamw" else "adamw")).load(saved)
 
 
 class Recorder:

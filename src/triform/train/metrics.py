@@ -21,7 +21,7 @@ class Metrics:
     """`metrics.jsonl` in a run's folder, and TensorBoard's files beside it on request.
 
     A row a step: step (from 1), loss (nats a label, without the experts' losses), what else
-    the objective measures (accuracy, a share), rate (AdamW's learning rate), gradient_norm
+    the objective measures (accuracy, a share), rate (of all but Muon), gradient_norm
     (before clipping), tokens (read since the run began, padding left out), tokens_per_second,
     peak_share (achieved FLOP/s to those of a large matrix product on this machine) and
     seconds (since the run began, pauses left out). A row a validation: step,

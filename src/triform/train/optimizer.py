@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from triform.nn import DualEncoder, Transformer
 
+from .adamw8bit import AdamW8bit
 from .recipe import TrainRecipe
 
 
@@ -26,8 +28,21 @@ def _is_matrix_of_a_layer(name: str, parameter: Tensor) -> bool:
     return ".layers." in name and parameter.ndim == 2
 
 
+def _build(groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Optimizer:
+    betas = (recipe.betas[0], recipe.betas[1])
+    match recipe.optimizer:
+        case "adamw8bit":
+            return AdamW8bit(groups, lr=recipe.rate, betas=betas)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=recipe.rate, eps=(1e-15, 1e-3))  # torch squares the first: 1e-30
+        case "sgd":
+            return torch.optim.SGD(groups, lr=recipe.rate, momentum=betas[0])
+        case _:
+            return torch.optim.AdamW(groups, lr=recipe.rate, betas=betas, eps=1e-8, fused=True)
+
+
 class Optimizer:
-    """AdamW, alone or beside Muon, over a model's named parameters.
+    """The optimizer of a recipe over a model's named parameters; Muon has AdamW beside it.
 
     Only matrices decay: norms, biases and other vectors are left alone.
     """
@@ -43,8 +58,7 @@ class Optimizer:
             else:
                 (decayed if parameter.ndim >= 2 else rest).append(parameter)
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        betas = (recipe.betas[0], recipe.betas[1])
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.rate, betas=betas, eps=1e-8, fused=True)]
+        self.parts = [_build(groups, recipe)]
         if muon:
             self.parts.append(torch.optim.Muon(muon, lr=recipe.muon_rate, weight_decay=recipe.weight_decay, momentum=0.95))
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
@@ -62,8 +76,8 @@ class Optimizer:
         out: dict[str, Tensor] = {}
         for parameter, part in self._owners():
             found = part.state.get(parameter, {})
-            for kind, shape in self._kinds(parameter, part).items():
-                value = found[kind] if kind in found else torch.zeros(shape, device=parameter.device)
+            for kind, (shape, dtype) in _kinds(parameter, part).items():
+                value = found[kind] if kind in found else torch.zeros(shape, dtype=dtype, device=parameter.device)
                 out[f"{kind}/{self.names[parameter]}"] = torch.as_tensor(value)
         return out
 
@@ -71,28 +85,47 @@ class Optimizer:
         """Take up a state that `state` gave. Raises ValueError for one of another model or optimizer, before anything is changed."""
         wanted = {}
         for parameter, part in self._owners():
-            for kind, shape in self._kinds(parameter, part).items():
-                wanted[f"{kind}/{self.names[parameter]}"] = (parameter, part, kind, shape)
+            for kind, (shape, dtype) in _kinds(parameter, part).items():
+                wanted[f"{kind}/{self.names[parameter]}"] = (parameter, part, kind, shape, dtype)
         for what, names in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
             if names:
                 raise ValueError(f"the optimizer's state {what} {_listed(names)}; it is of another model or another optimizer")
-        for name, (_, _, _, shape) in wanted.items():
+        for name, (*_, shape, dtype) in wanted.items():
             if state[name].shape != shape:
                 raise ValueError(f"the optimizer's state has {name} of {tuple(state[name].shape)}, expected {tuple(shape)}")
-        for name, (parameter, part, kind, _) in wanted.items():
-            part.state[parameter][kind] = state[name].to(parameter.device, copy=True)
+            if state[name].dtype != dtype:
+                raise ValueError(f"the optimizer's state has {name} in {state[name].dtype}, expected {dtype}")
+        for name, (parameter, part, kind, *_) in wanted.items():
+            part.state[parameter][kind] = state[name].to("cpu" if _stays(kind, part) else parameter.device, copy=True)
 
     def _owners(self) -> Iterator[tuple[Tensor, torch.optim.Optimizer]]:
         for part in self.parts:
             for group in part.param_groups:
                 yield from ((parameter, part) for parameter in group["params"])
 
-    @staticmethod
-    def _kinds(parameter: Tensor, part: torch.optim.Optimizer) -> dict[str, torch.Size]:
-        """What an optimizer keeps of a parameter, and its shape."""
-        if isinstance(part, torch.optim.AdamW):
-            return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-        return {"momentum_buffer": parameter.shape}
+
+def _kinds(parameter: Tensor, part: torch.optim.Optimizer) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """What an optimizer keeps of a parameter: the shape and dtype of each tensor."""
+    shape, count = parameter.shape, (torch.Size(), torch.float32)
+    match part:
+        case AdamW8bit():
+            return part.kinds(parameter)
+        case torch.optim.AdamW():
+            return {"step": count, "exp_avg": (shape, parameter.dtype), "exp_avg_sq": (shape, parameter.dtype)}
+        case torch.optim.Adafactor() if parameter.ndim > 1:
+            rows, columns = torch.Size((*shape[:-1], 1)), torch.Size((*shape[:-2], 1, shape[-1]))
+            return {"step": count, "row_var": (rows, parameter.dtype), "col_var": (columns, parameter.dtype)}
+        case torch.optim.Adafactor():
+            return {"step": count, "variance": (shape, parameter.dtype)}
+        case torch.optim.SGD() if part.defaults["momentum"] == 0:
+            return {}
+        case _:
+            return {"momentum_buffer": (shape, parameter.dtype)}
+
+
+def _stays(kind: str, part: torch.optim.Optimizer) -> bool:
+    """Whether a tensor of state is a counter that its optimizer keeps on the CPU."""
+    return kind == "step" and isinstance(part, AdamW8bit | torch.optim.Adafactor)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from triform.text import Tokenizer, train_tokenizer
 from .recipe import DataRecipe, Recipe
 
 Row = Mapping[str, Any]
-_BYTES_A_PARAMETER = 16  # weight, gradient and AdamW's two moments, 4 bytes each
+_STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0, "muon": 4, "sgd": 4}  # of a parameter, at the least
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def check_sizes(recipe: Recipe, memory: int | None) -> None:
     model = recipe.architecture()
     _check_length(recipe, model)
     count = parameters(model).total
-    if memory is not None and count * _BYTES_A_PARAMETER > memory:
-        need = count * _BYTES_A_PARAMETER / 1e9
+    need = count * (8 + _STATE_BYTES[recipe.train.optimizer])  # weight and gradient have 4 each
+    if memory is not None and need > memory:
         raise ValueError(
-            f"the model has {count:,} parameters, which take {need:,.1f} GB to train, and this machine has {memory / 1e9:,.1f} GB; "
+            f"the model has {count:,} parameters, which take {need / 1e9:,.1f} GB to train, and this machine has {memory / 1e9:,.1f} GB; "
             "choose a smaller model, or set model.decoder.depth, model.decoder.width and the like"
         )
 

@@ -56,7 +56,9 @@ class TrainRecipe:
     """The loop. `batch` counts samples of one micro-batch, of which `accumulate` make a step.
 
     optimizer: muon takes the stacks' matrices (Jordan et al. 2024) and leaves the rest to
-    AdamW, at `muon_rate`. `rate` is AdamW's peak learning rate; it rises over `warmup` steps
+    AdamW, at `muon_rate`. adafactor (Shazeer & Stern 2018) has factored second moments, no first ones,
+    and a rate relative to each tensor's size, at most 1 / sqrt(step). adamw8bit keeps its moments in bytes
+    (Dettmers et al. 2022). The first of `betas` is sgd's momentum. `rate` is the peak learning rate; it rises over `warmup` steps
     and falls by `schedule` to `floor` of the peak. precision auto: bf16 where this
     machine multiplies it faster. recompute: what the backward pass works out again instead of
     keeping it (see `triform.nn.recompute`). `clip` limits the norm of the gradients.
@@ -73,7 +75,7 @@ class TrainRecipe:
     steps: int
     batch: int = 32
     accumulate: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "muon", "sgd"] = "adamw"
     rate: float = 1e-3
     muon_rate: float = 0.02
     betas: tuple[float, ...] = (0.9, 0.95)
