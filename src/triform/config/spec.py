@@ -11,6 +11,7 @@ to it in front.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeVar, dataclass_transform
 
@@ -111,6 +112,11 @@ class Yarn:
     fast: float = 32.0
     slow: float = 1.0
     attention_factor: float | None = None
+
+    @property
+    def magnitude(self) -> float:
+        """The factor on cosine and sine (section 3.4)."""
+        return self.attention_factor or (0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
 
 
 @spec

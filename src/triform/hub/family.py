@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from .rules import Rule
+
+
+class NoCounterpart(ValueError):
+    """A configuration that no public family expresses; the text names what stands in the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +23,7 @@ class Family:
     repeats: (name, name of which it is a copy), for weights that some files hold twice.
     ignore: patterns of names that hold nothing the model has.
     renames: (pattern, replacement) for older spellings.
+    variant: rows for files that hold some weights in another layout, told by their names.
     """
 
     name: str
@@ -26,3 +33,26 @@ class Family:
     repeats: tuple[tuple[str, str], ...] = ()
     ignore: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    variant: tuple[Rule, ...] = ()
+
+    def under(self, prefix: str) -> Family:
+        """The family with another prefix before the names of the base model."""
+
+        def moved(name: str) -> str:
+            return prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
+
+        return replace(
+            self,
+            prefix=prefix,
+            table=tuple(rule._replace(theirs=moved(rule.theirs)) for rule in self.table),
+            repeats=tuple((moved(copy), moved(original)) for copy, original in self.repeats),
+        )
+
+    def as_stored(self, names: Collection[str]) -> Family:
+        """The family with the layout that a file with these names has."""
+        told = [re.compile(r"(.*\.)?" + re.escape(rule.theirs).replace(r"\{i\}", r"\d+")) for rule in self.variant]
+        if not any(pattern.fullmatch(name) for pattern in told for name in names):
+            return self
+        ours = {name for rule in self.variant for name in rule.ours}
+        kept = tuple(rule for rule in self.table if not ours.intersection(rule.ours))
+        return replace(self, table=kept + self.variant, variant=())

@@ -30,14 +30,14 @@ def leading(count: int) -> Layout:
     )
 
 
-def _split(tensors: list[Tensor], shapes: list[Size]) -> list[Tensor]:
-    return list(tensors[0].split([shape[0] for shape in shapes]))
+def _split(tensors: list[Tensor], shapes: list[Size], dim: int = 0) -> list[Tensor]:
+    return list(tensors[0].split([shape[dim] for shape in shapes], dim))
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
+def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
     import torch
 
-    return torch.cat(tensors)
+    return torch.cat(tensors, dim)
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -51,6 +51,8 @@ TRANSPOSED = Layout(lambda tensors, shapes: [t.T for t in tensors], lambda tenso
 FUSED = Layout(_split, lambda tensors: [_joined(tensors)])
 """Theirs is ours, one after the other along the first dimension."""
 FUSED_TRANSPOSED = Layout(lambda tensors, shapes: _split([tensors[0].T], shapes), lambda tensors: [_joined(tensors).T])
+FUSED_SECOND = Layout(lambda tensors, shapes: _split(tensors, shapes, 1), lambda tensors: [_joined(tensors, 1)])
+"""Theirs is ours, one after the other along the second dimension."""
 STACKED = Layout(lambda tensors, shapes: [_stacked(tensors)], lambda tensors: list(tensors[0].unbind()))
 """Ours is theirs, one for each expert, along a new first dimension."""
 

@@ -53,8 +53,7 @@ def inverse_frequencies(rotary: config.Rotary, width: int, device: torch.device 
             return plain * (keep + (1 - keep) / factor), 1.0
         case config.Yarn(factor=factor) as yarn:
             keep = _yarn_keep(yarn, rotary.theta, width, device)
-            magnitude = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-            return plain * (keep + (1 - keep) / factor), yarn.attention_factor or magnitude
+            return plain * (keep + (1 - keep) / factor), yarn.magnitude
         case _:
             return plain, 1.0
 
