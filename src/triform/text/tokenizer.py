@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -18,11 +16,14 @@ from typing import Any
 
 import tokenizers
 
+from triform.config.files import replacing
+
+from . import chat, loading
+from .loading import ROLES, read_json
 from .training import SAMPLE_BYTES, sample, train_backend, without_surrogates
 
 KINDS = ("byte-bpe", "bpe", "wordpiece", "unigram", "characters")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]")
-ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 _ROLE_OF = {role: role for role in ROLES} | {"s": "bos", "/s": "eos", "endoftext": "eos", "begin_of_text": "bos", "end_of_text": "eos"}
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
@@ -46,6 +47,11 @@ class Tokenizer:
     `backend` is the `tokenizers.Tokenizer` that does the work; `roles` names the special
     tokens by what they are for; `training` says, for a tokenizer trained here, what text it saw.
 
+    chat_templates: templates (Jinja) that write a conversation, by name; "default" is `chat_template`.
+    ends: ids that end a generation; eos unless set.
+    start: ids that an encoder-decoder's decoder begins with, [] where that is not said.
+    length: the most tokens that the model takes, or None.
+
     A lone surrogate in the text is read as U+FFFD. The name of a special token inside a text
     ("[MASK]") is read as that token, unless `plain` is true: text from outside is encoded plain.
     """
@@ -58,11 +64,15 @@ class Tokenizer:
         self.backend = backend
         self.roles: dict[str, str] = dict(roles if roles is not None else roles_of(self._special_tokens))
         self.training: dict[str, Any] = dict(training or {})
+        self.chat_templates: dict[str, str] = {}
+        self.start: list[int] = []
+        self.length: int | None = None
         for role, token in self.roles.items():
             if role not in ROLES:
                 raise ValueError(f"{role!r} is no role of a special token; the roles are {', '.join(ROLES)}")
             if backend.token_to_id(token) is None:
                 raise ValueError(f"the {role} token {token!r} is not in the tokenizer's vocabulary")
+        self.ends: list[int] = [] if self.eos is None else [self.eos]
 
     def __repr__(self) -> str:
         return f"Tokenizer({type(self.backend.model).__name__}, vocab_size={self.vocab_size})"
@@ -182,10 +192,50 @@ class Tokenizer:
         """SHA-256 (hexadecimal) of the serialised tokenizer: equal tokenizers have equal fingerprints."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template (Jinja) that writes a conversation as the model was taught to read it; None for a model that does not chat."""
+        return self.chat_templates.get("default")
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self.chat_templates.pop("default", None)
+        if template is not None:
+            self.chat_templates["default"] = template
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """A conversation as text, as the chat template writes it. With `generation_prompt` it ends where the assistant begins.
+
+        messages: [{"role": "user", "content": "…"}, …]; a content may be a list of {"type": "text", "text": "…"}.
+        variables: more that the template reads. Raises ValueError, in one line, for messages that are none and for a template that fails.
+        """
+        return chat.render(self, messages, generation_prompt=generation_prompt, tools=tools, variables=variables).text
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """A conversation as token ids. The template's special tokens are tokens; those that a message spells out are plain text, so
+        that nobody ends a turn by writing <|im_end|> (see `triform.text.chat`)."""
+        rendered = chat.render(self, messages, generation_prompt=generation_prompt, tools=tools, variables=variables)
+        return chat.encode(self, rendered).ids
+
     def save(self, folder: str | Path) -> Path:
         """Write tokenizer.json and tokenizer_config.json, which transformers' `AutoTokenizer.from_pretrained(folder)` opens too.
 
-        What the tokenizer was trained on goes to training.json. Each file is replaced whole.
+        The chat template goes to chat_template.jinja, as transformers writes it, and more of them to additional_chat_templates;
+        what the tokenizer was trained on goes to training.json. Each file is replaced whole.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,57 +245,38 @@ class Tokenizer:
         more = [token for token in self._special_tokens if token not in named]
         if more:
             settings["additional_special_tokens"] = more
+        if self.length is not None:
+            settings["model_max_length"] = self.length
         _write(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         _write(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2))
+        for name, template in self.chat_templates.items():
+            if not re.fullmatch(r"[\w-]{1,64}", name):
+                raise ValueError(f"a chat template cannot be saved under the name {name[:80]!r}; use letters, digits, - and _")
+            file = folder / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+            file.parent.mkdir(exist_ok=True)
+            _write(file, template, "")
         if self.training:
             _write(folder / "training.json", json.dumps(self.training, ensure_ascii=False, indent=2))
         return folder
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one (with tokenizer_config.json beside it, if there is one).
+    def load(cls, path: str | Path, *, encoding: str | None = None) -> Tokenizer:
+        """Read a tokenizer's file, or the one in a folder: tokenizer.json, else a SentencePiece model, vocab.json with merges.txt,
+        vocab.txt, or tiktoken's ranks, with what the files beside it say of special tokens, frame and chat templates.
 
-        Raises ValueError when there is none, or when it does not parse.
+        encoding: for tiktoken's ranks, the encoding whose pattern and special tokens they go with ("cl100k_base", "llama3", …);
+        by default told from the file. Raises ValueError, naming the file, when there is no tokenizer or it is damaged.
         """
-        path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise ValueError(f"{path}: no tokenizer here; expected a tokenizer.json or a folder that holds one")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"{file}: not a tokenizer that the `tokenizers` library reads ({error})") from error
-        roles: dict[str, str] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            settings = _read(file.parent / name)
-            for role in ROLES:
-                token = settings.get(f"{role}_token")
-                token = token.get("content") if isinstance(token, dict) else token
-                if isinstance(token, str) and backend.token_to_id(token) is not None:
-                    roles[role] = token
-        return cls(backend, roles or None, _read(file.parent / "training.json"))
+        loaded = loading.load(Path(path), encoding)
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        tokenizer = cls(loaded.backend, loaded.roles or None, read_json(folder / "training.json"))
+        tokenizer.chat_templates, tokenizer.length = dict(loaded.chat_templates), loaded.length
+        return tokenizer
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    return data if isinstance(data, dict) else {}
-
-
-def _write(file: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _write(file: Path, text: str, end: str = "\n") -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(text + end, "utf-8", newline="")
 
 
 def train_tokenizer(
