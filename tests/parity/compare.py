@@ -29,8 +29,9 @@ def _answers(out: Any) -> dict[str, Tensor]:
         return {"logits": out.prediction_logits, "sentence_logits": out.seq_relationship_logits}
     if "logits_per_image" in out:
         return {"logits": out.logits_per_text}
-    if "logits" in out:
-        return {"logits": out.logits}
+    for name in ("logits", "text_embeds", "image_embeds"):
+        if name in out:
+            return {"logits": out[name]}
     return {"logits": out.pooler_output} if "pooler_output" in out else {"hidden": out.last_hidden_state}
 
 

@@ -19,7 +19,7 @@ from triform import hub, nn
 from triform.hub.fields import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CACHED = [name for name, case in CASES.items() if case.form in ("decoder", "both")]
+CACHED = [name for name, case in CASES.items() if case.form in ("decoder", "both") and "ForSequence" not in case.model]
 READING = [name for name, case in CASES.items() if case.form not in ("image", "pair")]
 
 
@@ -38,7 +38,7 @@ def test_answers(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_as_many(name: str) -> None:
     ours, theirs = pair(name)
-    expected = theirs.num_parameters()
+    expected = theirs.num_parameters(only_trainable=True)
     assert sum(p.numel() for p in ours.parameters()) == expected
 
 
@@ -50,7 +50,7 @@ def test_hidden_states(name: str) -> None:
     with torch.no_grad():
         mine, others = call_ours(ours, form, ids, target)[1], call_theirs(theirs, form, ids, target)[1]
     assert len(mine) == len(others)
-    if form == "image":
+    if form == "image" or name.startswith("clip"):
         mine, others = mine[:-1], others[:-1]  # theirs is taken before the last norm
     assert max(difference(a, b) for a, b in zip(mine, others, strict=True)) < TOLERANCE
 
@@ -109,9 +109,10 @@ def test_cached_steps_answer_as_the_reference_s_full_pass(name: str, make: Any) 
     with torch.no_grad():
         for start, end in pairwise(cuts):
             part = tokens[:, start:end]
-            steps.append((ours(part, cache=cache) if form == "decoder" else ours(ids, target=part, cache=cache)).logits)
-        full = call_theirs(theirs, form, ids, target if form == "both" else None)[0]["logits"]
-    assert difference(torch.cat(steps, dim=1), full) < TOLERANCE
+            out = ours(part, cache=cache) if form == "decoder" else ours(ids, target=part, cache=cache)
+            steps.append(out.hidden if out.logits is None else out.logits)
+        full = call_theirs(theirs, form, ids, target if form == "both" else None)[0]
+    assert difference(torch.cat(steps, dim=1), *full.values()) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -36,7 +36,7 @@ class Family:
     variant: tuple[Rule, ...] = ()
 
     def under(self, prefix: str) -> Family:
-        """The family with another prefix before the names of the base model."""
+        """The family with another prefix before the names of the base model; heads keep theirs."""
 
         def moved(name: str) -> str:
             return prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
@@ -44,7 +44,7 @@ class Family:
         return replace(
             self,
             prefix=prefix,
-            table=tuple(rule._replace(theirs=moved(rule.theirs)) for rule in self.table),
+            table=tuple(r if r.ours[0].startswith("head.") else r._replace(theirs=moved(r.theirs)) for r in self.table),
             repeats=tuple((moved(copy), moved(original)) for copy, original in self.repeats),
         )
 

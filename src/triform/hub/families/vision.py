@@ -193,9 +193,9 @@ def read_clip_tower(hf: Fields) -> tuple[config.Transformer, Family]:
     out = "text_projection.weight" if name == "clip_text_model" else "visual_projection.weight"
     model = config.Transformer(encoder=stack, head=head, init=config.Init(scale_residuals=True))
     table = rules(("head.out.weight", out), *_clip_rows("encoder", "encoder"))
-    kept = "text_model" if name == "clip_text_model" else "vision_model"
-    table = tuple(rule for rule in table if rule.theirs.startswith((kept, out)))
-    return model, Family(name=name, table=table, ignore=(r".*\.position_ids",))
+    prefix = "text_model." if name == "clip_text_model" else "vision_model."
+    table = tuple(rule for rule in table if rule.theirs.startswith((prefix, out)))
+    return model, Family(name=name, table=table, prefix=prefix, bare=not projected, ignore=(r"(.*\.)?embeddings\.position_ids",))
 
 
 def _vocabulary(stack: config.Stack) -> int:
