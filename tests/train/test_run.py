@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from triform import config, hub
 from triform.train import Recipe, read_metrics, read_recipe, run
 from triform.train.metrics import progress_bar
-from triform.train.peak import matmul_peak
+from triform.planner.machine import matmul_peak
 
 
 def quiet(row: dict[str, Any]) -> None:

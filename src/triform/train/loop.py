@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from triform import config, hub
-from triform.nn import build, recomputing
-from triform.objectives import Batch
-from triform.planner import flops
+from triform.nn import build
+from triform.objectives import Objective
+from triform.planner.machine import matmul_peak, total_memory
 
 from .batches import Batches
 from .checkpoint import checkpoints, load_checkpoint, read_state, save_checkpoint
 from .folder import claim, starting, sweep
 from .metrics import Metrics, Report, plot_curves, progress_bar
-from .optimizer import Optimizer, clip_gradients, schedule
-from .peak import choose_precision, matmul_peak, memory
+from .peak import choose_precision
 from .prepare import check_sizes, prepare, text_fingerprint
 from .recipe import Recipe
+from .step import Steps
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,15 @@ class Result:
     finished: bool
 
 
-class Trainer:
+class Trainer(Steps):
     """A run in a folder, from its recipe; `run` below is the way in."""
+
+    objective: Objective
 
     def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_sizes(recipe, memory(self.device))
+        check_sizes(recipe, total_memory(self.device))
         start = None if self.settings.start is None else _start(self.settings.start)
         self.metrics = Metrics(folder, tensorboard=self.settings.tensorboard)
         found = checkpoints(folder / "checkpoints")
@@ -76,16 +76,15 @@ class Trainer:
         self.model = build(self.spec, device=self.device, seed=self.settings.seed)
         if start is not None and not found:
             self._begin_from(start)
-        self.optimizer = Optimizer(self.model, self.settings)
+        precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
+        super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision)
         self.train = Batches(self.objective, prepared.train, self.settings)
         self.validation = Batches(self.objective, prepared.validation, self.settings) if len(prepared.validation) else None
         if saved:
             load_checkpoint(found[-1], self.model, self.optimizer)
-        precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         fresh = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "last": {}, "precision": precision, **facts}
         self.state: dict[str, Any] = saved or fresh
         self.last: dict[str, Any] = self.state["last"]
-        self.precision: str = precision
 
     def _begin_from(self, folder: Path) -> None:
         tokenizer = folder / "tokenizer.json"
@@ -113,63 +112,23 @@ class Trainer:
                     return False
         return True
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
-
     def _step(self, step: int) -> dict[str, Any]:
-        start, recipe = time.perf_counter(), self.settings
-        torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run draws the same
-        self.model.train()
-        batches = self.train.step(step)
-        tokens = sum(batch.tokens for batch in batches)
-        losses = self._backward(batches, tokens)
-        norm = clip_gradients(self.model, recipe.clip)
-        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-            raise ValueError(
-                f"the loss is {losses['loss']} and its gradient's norm {norm} at step {step + 1}, expected numbers: "
-                "lower train.rate or raise train.warmup"
-            )
-        share = schedule(step, recipe)
-        self.optimizer.step(share)
-        work = sum(_flops(self.spec, batch) for batch in batches)
+        start = time.perf_counter()
+        row = self.take(step, self.train.step(step))
         seconds = time.perf_counter() - start
+        tokens, work = row.pop("tokens"), row.pop("flops")
         for key, value in {"step": 1, "seconds": seconds, "tokens": tokens, "flops": work}.items():
             self.state[key] += value
-        row = {"step": step + 1, **losses, "rate": recipe.rate * share, "gradient_norm": norm, "tokens": self.state["tokens"]}
-        row |= {"tokens_per_second": tokens / seconds, "peak_share": work / seconds / self.peak, "seconds": self.state["seconds"]}
-        self.metrics.write(row)
-        return row
+        shown: dict[str, Any] = {"step": step + 1, **row, "tokens": self.state["tokens"]}
+        shown |= {"tokens_per_second": tokens / seconds, "peak_share": work / seconds / self.peak, "seconds": self.state["seconds"]}
+        self.metrics.write(shown)
+        return shown
 
-    def _backward(self, batches: Sequence[Batch], tokens: int) -> dict[str, float]:
-        """Gradients of a step: of the loss summed over its labels, divided by their number. Returns the step's loss and metrics."""
-        recipe = self.settings
-        count = max(1, sum(batch.count for batch in batches))
-        sums = dict.fromkeys(("loss", *self.objective.metric_names), 0.0)
-        for batch in batches:
-            part = batch.tokens / tokens
-            batch = batch.to(self.device)
-            with self._autocast(), recomputing(recipe.recompute):
-                loss = self.objective.loss(self.model, batch, smoothing=recipe.smoothing, z_loss=recipe.z_loss)
-            objective = loss.total / count
-            if loss.auxiliary:
-                extra = recipe.load_balance * loss.auxiliary["load_balance"] + recipe.router_z * loss.auxiliary["router_z"]
-                objective = objective + extra * part
-            torch.autograd.backward(objective)
-            _add(sums, loss.total, loss.metrics)
-        return {name: value / count for name, value in sums.items()}
-
-    @torch.no_grad()
     def _validate(self, step: int) -> dict[str, Any]:
         assert self.validation is not None
         start = time.perf_counter()
-        self.model.eval()
-        count, sums = 0, {"loss": 0.0}
-        for batch in self.validation.once(self.settings.validation_batches):
-            count += batch.count
-            with self._autocast():
-                loss = self.objective.loss(self.model, batch.to(self.device))
-            _add(sums, loss.total, loss.metrics)
-        row = {"step": step, **{f"validation_{name}": value / max(1, count) for name, value in sums.items()}}
+        found = self.evaluate(self.validation.once(self.settings.validation_batches))
+        row = {"step": step, **{f"validation_{name}": value for name, value in found.items()}}
         best, now = self.state["best"], row["validation_loss"]
         if best is None or now < best:
             self.state["best"] = now
@@ -198,17 +157,6 @@ def _start(folder: str) -> Path:
         if not (Path(folder) / name).is_file():
             raise ValueError(f"train.start: expected a model's folder with triform.json and model.safetensors, found no {name} in {folder}")
     return Path(folder)
-
-
-def _add(sums: dict[str, float], total: Tensor, metrics: dict[str, float]) -> None:
-    for name, value in {"loss": float(total.detach()), **metrics}.items():
-        sums[name] = sums.get(name, 0.0) + value
-
-
-def _flops(spec: config.Model, batch: Batch) -> float:
-    target = None if batch.target is None else batch.target.shape[1]
-    scored = -(-batch.count // len(batch.inputs))
-    return 3.0 * len(batch.inputs) * flops.forward(spec, batch.inputs.shape[1], target, scored)
 
 
 @contextmanager

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from triform.planner.machine import matmul_peak
-from triform.planner.machine import total_memory as memory
-
-__all__ = ["choose_precision", "matmul_peak", "memory"]
 
 
 def choose_precision(wanted: str, device: str = "cpu") -> str:

@@ -1,0 +1,228 @@
+"""A few real steps of a model, timed: what a whole run of it will take on this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from triform import config
+from triform.nn import IGNORE, build
+from triform.objectives import Batch, Objective
+from triform.objectives.classification import ClassificationObjective
+from triform.planner import flops
+from triform.planner.calibration import Calibration, remember
+from triform.planner.machine import measure
+from triform.planner.setting import Setting
+
+from .checkpoint import save_checkpoint
+from .loop import Trainer
+from .peak import choose_precision
+from .recipe import Recipe, TrainRecipe
+from .step import Steps
+
+Report = Callable[[float], None]
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_WARM_UP = 0.15  # of the time, and at least two steps: thread pools, kernels chosen for a shape, caches
+_LEAST = 3  # timed steps, however long they take
+_VALIDATION_SHARE = 0.2  # of the time
+
+
+@dataclass
+class _LanguageModelling:
+    """The loss of a language model, for batches that no objective has made."""
+
+    metric_names: tuple[str, ...] = ()
+    loss = Objective.loss
+
+
+@dataclass
+class _Classifying:
+    """The loss of a classifier, for batches that no objective has made."""
+
+    metric_names: tuple[str, ...] = ClassificationObjective.metric_names
+    loss = ClassificationObjective.loss
+
+
+def calibrate(
+    what: Recipe | config.Model, setting: Setting | None = None, *, seconds: float = 20.0, folder: Path | None = None,
+    report: Report | None = None,
+) -> Calibration:  # fmt: skip
+    """Time some steps of a recipe on its own data, or of a model with a setting on random tokens, for about `seconds`.
+
+    The steps are the training loop's own. Of a recipe they are spread evenly over the run, so that padding is what
+    it will be, and a validation and a checkpoint are timed too; its data is prepared first, in `folder` where one is
+    given, which takes what it takes. The result is remembered (`calibration.recall`) for this machine, the model
+    and the setting (`setting_of` a recipe). `report` is called with the share that is done.
+
+    Raises ValueError for a model that no objective trains, for a model without a setting, and for less than a second.
+    """
+    if not seconds >= 1:
+        raise ValueError(f"seconds: expected at least 1, got {seconds}")
+    say = report or (lambda share: None)
+    if isinstance(what, Recipe):
+        with _place(folder) as place:
+            trainer = Trainer(what, place, progress=report is not None)
+            found = _measure(trainer, trainer.train.step, what.train.steps, seconds, say, trainer=trainer)
+            remember(trainer.spec, setting_of(what, trainer.spec, trainer.precision), found)
+        return found
+    if setting is None:
+        raise ValueError("calibrate: expected a setting beside a model; a recipe has its own")
+    steps = _rehearsal(what, setting)
+    found = _measure(steps, lambda step: _random_batches(what, setting, step), 1_000_000, seconds, say)
+    remember(what, setting, found)
+    return found
+
+
+def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str | None = None) -> Setting:
+    """The setting that a recipe trains with; rows count with their full length."""
+    longest = {stack: tokens for stack, (_, tokens) in recipe.objective.longest().items()}
+    spec = model if model is not None else recipe.architecture()
+    both = spec.form == "encoder-decoder"
+    return Setting(
+        batch=recipe.train.batch,
+        accumulate=recipe.train.accumulate,
+        sequence=longest["encoder" if spec.form != "decoder-only" and "encoder" in longest else "decoder"],
+        target=longest["decoder"] if both else None,
+        precision=precision or choose_precision(recipe.train.precision, _device()),  # type: ignore[arg-type]
+        optimizer=recipe.train.optimizer,
+        recompute=recipe.train.recompute,
+        device=_device(),
+    )
+
+
+def _device() -> Literal["cpu", "cuda"]:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _place(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="triform-calibrate-") as name:
+        yield Path(name)
+
+
+def _measure(
+    steps: Steps, batches: Callable[[int], Sequence[Batch]], count: int, seconds: float, say: Report, *, trainer: Trainer | None = None
+) -> Calibration:
+    begun, work, tokens = time.perf_counter(), 0.0, 0
+    times: list[float] = []
+    number = warm = 0
+    while True:
+        passed = time.perf_counter() - begun
+        if passed >= seconds and len(times) >= _LEAST:
+            break
+        say(min(1.0, passed / seconds) * (1 - _VALIDATION_SHARE))
+        start = time.perf_counter()
+        # A golden-ratio walk comes everywhere in the run evenly, whenever it ends.
+        made = batches(int(number * _GOLDEN % 1 * count))
+        row = steps.take(int(number * _GOLDEN % 1 * count), made)
+        took = time.perf_counter() - start
+        number += 1
+        if warm < 2 or (passed < _WARM_UP * seconds and not times):
+            warm += 1
+            continue
+        times.append(took)
+        work += sum(_flops(steps, batch) for batch in made)
+        tokens += int(row["tokens"])
+    mean = statistics.fmean(times)
+    validation, checkpoint = _rest(trainer, seconds * _VALIDATION_SHARE) if trainer is not None else (0.0, 0.0)
+    say(1.0)
+    return Calibration(
+        step_seconds=mean,
+        step_flops=work / len(times),
+        step_tokens=tokens / len(times),
+        utilisation=work / sum(times) / measure().card.at(steps.precision),
+        validation_seconds=validation,
+        checkpoint_seconds=checkpoint,
+        steps=len(times),
+        spread=statistics.pstdev(times) / mean,
+        precision=steps.precision,
+        day=date.today().isoformat(),
+    )
+
+
+def _flops(steps: Steps, batch: Batch) -> float:
+    """FLOPs of a batch's forward and backward pass, padding and recomputation included."""
+    target = None if batch.target is None else batch.target.shape[1]
+    scored = -(-batch.count // len(batch.inputs))
+    return len(batch.inputs) * flops.training(steps.spec, batch.inputs.shape[1], target, scored, steps.settings.recompute)
+
+
+def _rest(trainer: Trainer, seconds: float) -> tuple[float, float]:
+    """Seconds of a whole validation, from batches spread over it, and of a checkpoint."""
+    validation = 0.0
+    if trainer.validation is not None:
+        most, size = trainer.settings.validation_batches, trainer.settings.batch
+        every = -(-len(trainer.validation.samples) // size)
+        whole = every if most is None else min(most, every)
+        # Batches are sorted by length: one in the middle is the first to time, and tells how many fit.
+        start = time.perf_counter()
+        trainer.evaluate(islice(trainer.validation.once(most), whole // 2, whole // 2 + 1))
+        stride = max(1, math.ceil(whole * (time.perf_counter() - start) / seconds))
+        start = time.perf_counter()
+        trainer.evaluate(islice(trainer.validation.once(most), stride // 2, None, stride))
+        validation = (time.perf_counter() - start) * whole / len(range(stride // 2, whole, stride))
+    with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=trainer.folder) as place:
+        start = time.perf_counter()
+        save_checkpoint(Path(place), trainer.model, trainer.optimizer, trainer.state, 1)
+        return validation, time.perf_counter() - start
+
+
+def _rehearsal(model: config.Model, setting: Setting) -> Steps:
+    objective = _objective(model)
+    if setting.precision == "fp16":
+        raise ValueError("precision: expected fp32 or bf16, which the training loop computes in, got fp16")
+    settings = TrainRecipe(
+        steps=1_000_000, batch=setting.batch, accumulate=setting.accumulate, optimizer=setting.optimizer, recompute=setting.recompute
+    )
+    built = build(model, device=_device(), seed=0)
+    return Steps(model, built, objective, settings, precision=setting.precision)
+
+
+def _objective(model: config.Model) -> _LanguageModelling | _Classifying:
+    head = getattr(model, "head", None)
+    reads = [getattr(model, side, None) for side in ("encoder", "decoder")]
+    if all(isinstance(stack.input, config.Tokens) for stack in reads if stack is not None):
+        if isinstance(head, config.LanguageModel):
+            return _LanguageModelling()
+        if isinstance(head, config.Classify):
+            return _Classifying()
+    kind = type(head).__name__ if head is not None else "no"
+    raise ValueError(f"calibrate: expected a model of text with a LanguageModel or Classify head, got a {model.form} with {kind} head")
+
+
+def _random_batches(model: config.Model, setting: Setting, step: int) -> list[Batch]:
+    assert isinstance(model, config.Transformer)
+    random = torch.Generator().manual_seed(step)
+    read, last = model.encoder or model.last, model.last
+    both = model.form == "encoder-decoder"
+
+    def ids(stack: config.Stack, length: int) -> torch.Tensor:
+        assert isinstance(stack.input, config.Tokens)
+        return torch.randint(stack.input.vocab_size, (setting.batch, length), generator=random)
+
+    def batch() -> Batch:
+        length = setting.target_length if both else setting.sequence
+        inputs, target = ids(read, setting.sequence), ids(last, length) if both else None
+        if isinstance(model.head, config.Classify):
+            return Batch(inputs, torch.randint(model.head.labels, (setting.batch,), generator=random), target=target)
+        labels = ids(last, length)
+        if setting.scored is not None:
+            labels[:, torch.randperm(length, generator=random)[setting.scored :]] = IGNORE
+        return Batch(inputs, labels, target=target)
+
+    return [batch() for _ in range(setting.accumulate)]
