@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,3 +19,62 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_READY = ".saved"
+_NAMES = "files.json"
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing_all(folder: Path, owned: Callable[[str], bool]) -> Iterator[Path]:
+    """A temporary folder to write files to, which take their places in `folder` together when the block ends well.
+
+    `owned` says of a name whether it belongs to the same whole: such files of the folder that
+    were not written again are deleted. Everything else in the folder stays.
+
+    A process that is killed leaves the old files, or all of the new ones: once they are on
+    disk, a single rename decides for them, and what is left of the moving is done by `settle`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settle(folder)
+    temporary = folder / f"{_READY}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        names = sorted(file.name for file in temporary.iterdir())
+        old = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in names and owned(file.name))
+        (temporary / _NAMES).write_text(json.dumps({"old": old}), encoding="utf-8")
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+        os.replace(temporary, folder / _READY)
+        sync(folder)
+        settle(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Finish what `replacing_all` had decided in a folder before it was cut off; nothing where there is nothing to finish."""
+    ready = folder / _READY
+    if ready.is_symlink() or not (ready / _NAMES).is_file():
+        return
+    with suppress(FileNotFoundError):  # another process is at it too
+        for name in json.loads((ready / _NAMES).read_text(encoding="utf-8"))["old"]:
+            (folder / Path(name).name).unlink(missing_ok=True)
+        for path in sorted(ready.iterdir()):
+            if path.name != _NAMES:
+                if (folder / path.name).is_dir():
+                    shutil.rmtree(folder / path.name)
+                os.replace(path, folder / path.name)
+        (ready / _NAMES).unlink()
+        ready.rmdir()

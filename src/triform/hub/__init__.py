@@ -13,38 +13,40 @@ if TYPE_CHECKING:
     from .families import write_config as write_config
     from .family import Family as Family
     from .family import NoCounterpart as NoCounterpart
+    from .folder import Checkpoint as Checkpoint
     from .folder import load as load
-    from .folder import read_weights as read_weights
-    from .folder import save as save
+    from .folder import load_public as load_public
     from .folder import task as task
     from .names import locate as locate
     from .names import pull as pull
     from .public import export_weights as export_weights
-    from .public import load_public as load_public
     from .public import load_weights as load_weights
+    from .public import read_weights as read_weights
+    from .saving import save as save
     from .spec import read_spec as read_spec
 
 _EXPORTS = {
+    "Checkpoint": "triform.hub.folder",
     "Family": "triform.hub.family",
     "NoCounterpart": "triform.hub.family",
     "export_weights": "triform.hub.public",
     "load": "triform.hub.folder",
     "locate": "triform.hub.names",
-    "load_public": "triform.hub.public",
+    "load_public": "triform.hub.folder",
     "load_weights": "triform.hub.public",
     "pull": "triform.hub.names",
     "read_config": "triform.hub.families",
     "read_spec": "triform.hub.spec",
-    "read_weights": "triform.hub.folder",
+    "read_weights": "triform.hub.public",
     "replacing": "triform.config.files",
-    "save": "triform.hub.folder",
+    "save": "triform.hub.saving",
     "task": "triform.hub.folder",
     "write_config": "triform.hub.families",
 }
 
 __all__ = [
-    "Family", "NoCounterpart", "export_weights", "load", "load_public", "load_weights", "locate", "pull", "read_config", "read_spec",
-    "read_weights", "replacing", "save", "task", "write_config",
+    "Checkpoint", "Family", "NoCounterpart", "export_weights", "load", "load_public", "load_weights", "locate", "pull", "read_config",
+    "read_spec", "read_weights", "replacing", "save", "task", "write_config",
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Size, Tensor, dtype
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_LAYOUTS: tuple[tuple[str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
+_Reader = Callable[[Path], Mapping[str, Stored]]
+_LAYOUTS: tuple[tuple[str, str, _Reader], ...] = (
     (SINGLE, INDEX, read_header),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", read_pickle),
 )
@@ -34,14 +35,15 @@ class WeightFiles(Mapping[str, "Tensor"]):
 
     def _read(self) -> dict[str, Stored]:
         if not self.path.is_dir():
-            read = read_pickle if self.path.suffix in (".bin", ".pt", ".pth") else read_header
+            read: _Reader = read_pickle if self.path.suffix in (".bin", ".pt", ".pth") else read_header
             return dict(read(self.path))
-        for single, index, read in _LAYOUTS:
+        for single, index, reader in _LAYOUTS:
             if (self.path / single).exists():
-                return dict(read(self.path / single))
+                return dict(reader(self.path / single))
             if (self.path / index).exists():
-                return _shards(self.path / index, read)
-        raise ValueError(f"{self.path}: expected {' or '.join(name for layout in _LAYOUTS for name in layout[:2])}, found none of them")
+                return _shards(self.path / index, reader)
+        known = ", ".join(name for layout in _LAYOUTS for name in layout[:2])
+        raise ValueError(f"{self.path}: expected weights in one of {known}, found none of them")
 
     def shape(self, name: str) -> Size:
         """A tensor's shape, without reading it."""
@@ -60,6 +62,11 @@ class WeightFiles(Mapping[str, "Tensor"]):
         """Copy a tensor into one of as many elements, in their order, a piece at a time."""
         self.stored[name].read_into(target)
 
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same, compared a piece at a time."""
+        a, b = self.stored[one], self.stored[other]
+        return a.shape == b.shape and a.dtype == b.dtype and all(x.equal(y) for x, y in zip(a.pieces(), b.pieces(), strict=True))
+
     def release(self, name: str) -> None:
         """Say that a tensor will not be read again, so that a file that is in memory as a whole can let go of it."""
         self.stored[name].release()
@@ -74,7 +81,7 @@ class WeightFiles(Mapping[str, "Tensor"]):
         return len(self.stored)
 
 
-def _shards(index: Path, read: Callable[[Path], Mapping[str, Stored]]) -> dict[str, Stored]:
+def _shards(index: Path, read: _Reader) -> dict[str, Stored]:
     """The tensors of all shards that an index names, each in the shard that the index says."""
     places = read_json(regular(index)).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):

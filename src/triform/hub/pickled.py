@@ -7,8 +7,6 @@ can only be read as a whole.
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 import struct
 import sys
@@ -35,8 +33,9 @@ def read_pickle(file: Path) -> Mapping[str, Stored]:
     tensors, and for sizes that the file cannot hold; neither is anything run nor memory
     taken for them.
     """
+    regular(file)
     try:
-        size = os.stat(regular(file)).st_size
+        size = file.stat().st_size
         places = _zipped(file, size) if zipfile.is_zipfile(file) else _old(file, size)
     except ValueError as error:
         raise ValueError(f"{file}: {shown(str(error), 300)}") from None

@@ -13,7 +13,7 @@ from triform.nn import DualEncoder, Transformer
 
 from .family import Family
 from .files import WeightFiles
-from .rules import SAME, STACKED, Match, listed, match
+from .rules import SAME, STACKED, Match, listed, match, to_theirs
 
 Module = Transformer | DualEncoder
 
@@ -103,9 +103,9 @@ class Source:
             ours, theirs = [self.shapes[n] for n in found.ours], [self.shape(n) for n in found.theirs]
             if sum(shape.numel() for shape in ours) != sum(shape.numel() for shape in theirs):
                 raise ValueError(mismatch(found, ours, theirs))
-            for name in found.theirs:
-                if not self.dtype(name).is_floating_point:
-                    raise ValueError(f"the checkpoint's {name} is {self.dtype(name)}, and weights have fractions; a quantized one is no use here")
+            for name, dtype in ((name, self.dtype(name)) for name in found.theirs):
+                if not dtype.is_floating_point:
+                    raise ValueError(f"the checkpoint's {name} is {dtype}, expected floating point; quantized weights are not supported")
         for copy in sorted(self.copies):
             if self.differs(copy):
                 raise ValueError(
@@ -179,19 +179,7 @@ def read_weights(model: torch.nn.Module, file: Path) -> None:
         raise ValueError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
 
 
-def theirs(family: Family, ours: Mapping[str, Tensor]) -> dict[str, Match]:
-    """The names that a family's files have, and the weights of ours that each is made of, in our order."""
-    found = {name: one for one in matches(family, {n: t.shape for n, t in ours.items()}) for name in one.theirs}
-    return {name.removeprefix(family.prefix) if family.bare else name: one for name, one in found.items()}
-
-
 def export_weights(model: Module, family: Family) -> dict[str, Tensor]:
     """The weights of a model under the names and in the layouts of a family's files, each shared one once."""
-    ours = weights(model)
-    found: dict[str, Tensor] = {}
-    names = theirs(family, ours)
-    for name, one in names.items():
-        if name not in found:
-            same = [n for n, other in names.items() if other is one]
-            found |= zip(same, (t.contiguous() for t in one.layout.save([ours[n] for n in one.ours])), strict=True)
-    return found
+    exported = to_theirs(weights(model), family.table)
+    return {n.removeprefix(family.prefix) if family.bare else n: t.contiguous() for n, t in exported.items()}

@@ -36,8 +36,9 @@ def read_header(file: Path) -> dict[str, InFile]:
     Raises ValueError of one line that names the file for anything that the format does not
     allow; no more is read than the header, and that only where the file is as long as it says.
     """
+    regular(file)
     try:
-        with regular(file).open("rb") as source:
+        with file.open("rb") as source:
             size = os.fstat(source.fileno()).st_size
             length = int.from_bytes(source.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
@@ -90,7 +91,7 @@ def _place(file: Path, name: str, entry: Any, data: int, size: int) -> InFile:
     if not _whole(shape) or len(shape) > _DIMENSIONS or prod(n for n in shape if n) >= 2**63:
         raise fail(f"expected a shape of whole numbers whose product fits 63 bits, got {shown(shape)}")
     if not _whole(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - data:
-        raise fail(f"expected data_offsets within the {size - data} bytes that there are, got {shown(offsets)}")
+        raise fail(f"expected data_offsets within the {size - data} bytes that there are, got {shown(offsets)}; was the file cut short?")
     need = prod(shape) * SIZES[_TYPES[kind]]
     if offsets[1] - offsets[0] != need:
         raise fail(f"expected {need} bytes for {kind} {shown(shape)}, got {offsets[1] - offsets[0]}")
@@ -134,4 +135,4 @@ def write(file: Path, described: Mapping[str, tuple[torch.dtype, tuple[int, ...]
 def _bytes(tensor: Tensor) -> memoryview:
     import torch
 
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -7,6 +7,7 @@ model read from a map would take twice its size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -60,7 +61,11 @@ class Stored(ABC):
         """Copy it into a tensor of as many elements, in their order, converting to its type."""
         target.copy_(self.read().view(target.shape))
 
-    def release(self) -> None:
+    def pieces(self) -> Iterator[Tensor]:
+        """Its numbers in their order, in flat tensors each of which is good until the next."""
+        yield self.read().flatten()
+
+    def release(self) -> None:  # noqa: B027  (only what is held in memory has to do something)
         """Say that it will not be read again."""
 
 
@@ -83,35 +88,47 @@ class InFile(Stored):
         import torch
 
         flat = torch.empty(self.span, dtype=getattr(torch, self.dtype))
-        self._pour(flat)
+        with self._open() as source:
+            self._fill(source, flat)
         return flat.view(self.shape) if self.strides is None else flat.as_strided(self.shape, self.strides)
 
     def read_into(self, target: Tensor) -> None:
-        if self.strides is None and target.is_contiguous():
-            self._pour(target.view(-1))
-        else:
+        if self.strides is not None or not target.is_contiguous():
             super().read_into(target)
+            return
+        flat = target.view(-1)
+        if str(target.dtype) == f"torch.{self.dtype}" and target.device.type == "cpu":
+            with self._open() as source:
+                self._fill(source, flat)
+            return
+        at = 0
+        for piece in self.pieces():
+            flat[at : at + len(piece)].copy_(piece)
+            at += len(piece)
 
-    def _pour(self, flat: Tensor) -> None:
-        """Read into a flat tensor; into one of the same type on the CPU without a copy between."""
+    def pieces(self) -> Iterator[Tensor]:
         import torch
 
-        dtype = getattr(torch, self.dtype)
-        with FileIO(self.file) as source:
-            source.seek(self.start)
-            if flat.dtype == dtype and flat.device.type == "cpu":
-                self._fill(source, flat)
-                return
-            pieces = flat.split(max(1, PIECE // SIZES[self.dtype]))
-            buffer = torch.empty(len(pieces[0]), dtype=dtype)
-            for piece in pieces:
-                self._fill(source, buffer[: len(piece)])
-                piece.copy_(buffer[: len(piece)])
+        if self.strides is not None:
+            yield from super().pieces()
+            return
+        step = PIECE // SIZES[self.dtype]
+        buffer = torch.empty(min(step, self.elements), dtype=getattr(torch, self.dtype))
+        with self._open() as source:
+            for at in range(0, self.elements, step):
+                piece = buffer[: self.elements - at]
+                self._fill(source, piece)
+                yield piece
+
+    def _open(self) -> FileIO:
+        source = FileIO(self.file)
+        source.seek(self.start)
+        return source
 
     def _fill(self, source: FileIO, flat: Tensor) -> None:
         import torch
 
-        room = memoryview(flat.view(torch.uint8).numpy())
+        room = flat.view(torch.uint8).numpy().data
         while len(room):
             count = source.readinto(room)
             if not count:
