@@ -86,12 +86,13 @@ class Trainer(Steps):
         self.state: dict[str, Any] = saved or fresh
         self.last: dict[str, Any] = self.state["last"]
 
-    def _begin_from(self, folder: Path) -> None:
-        tokenizer = folder / "tokenizer.json"
-        if tokenizer.is_file() and type(self.tokenizer).load(folder).fingerprint != self.tokenizer.fingerprint:
-            raise ValueError(f"train.start: the model in {folder} has another tokenizer than this run; set tokenizer.path={folder}")
-        alike = getattr(config.read(folder), "head", None) == getattr(self.spec, "head", None)
-        hub.read_weights(self.model, folder / "model.safetensors", head=alike)
+    def _begin_from(self, start: hub.Checkpoint) -> None:
+        tokenizer = start.tokenizer()
+        if tokenizer is not None and tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise ValueError(
+                f"train.start: the model in {start.path} has another tokenizer than this run; set tokenizer.path={start.path}"
+            )
+        start.begin(self.model)
 
     def fit(self, report: Report) -> bool:
         """Run the steps that are left. False when interrupted by a signal, with a checkpoint written."""
@@ -152,11 +153,11 @@ class Trainer(Steps):
         )  # fmt: skip
 
 
-def _start(folder: str) -> Path:
-    for name in ("triform.json", "model.safetensors"):
-        if not (Path(folder) / name).is_file():
-            raise ValueError(f"train.start: expected a model's folder with triform.json and model.safetensors, found no {name} in {folder}")
-    return Path(folder)
+def _start(path_or_name: str) -> hub.Checkpoint:
+    try:
+        return hub.Checkpoint.open(path_or_name)
+    except ValueError as error:
+        raise ValueError(f"train.start: {error}") from None
 
 
 @contextmanager
