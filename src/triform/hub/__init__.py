@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .public import load_weights as load_weights
     from .public import read_weights as read_weights
     from .saving import save as save
+    from .spec import find_spec as find_spec
     from .spec import read_spec as read_spec
 
 _EXPORTS = {
@@ -30,6 +31,7 @@ _EXPORTS = {
     "Family": "triform.hub.family",
     "NoCounterpart": "triform.hub.family",
     "export_weights": "triform.hub.public",
+    "find_spec": "triform.hub.spec",
     "load": "triform.hub.folder",
     "locate": "triform.hub.names",
     "load_public": "triform.hub.folder",
@@ -45,8 +47,8 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "Checkpoint", "Family", "NoCounterpart", "export_weights", "load", "load_public", "load_weights", "locate", "pull", "read_config",
-    "read_spec", "read_weights", "replacing", "save", "task", "write_config",
+    "Checkpoint", "Family", "NoCounterpart", "export_weights", "find_spec", "load", "load_public", "load_weights", "locate", "pull",
+    "read_config", "read_spec", "read_weights", "replacing", "save", "task", "write_config",
 ]  # fmt: skip
 
 
