@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from .rules import Rule
+from .rules import Match, Rule
 
 
 class NoCounterpart(ValueError):
@@ -24,6 +24,7 @@ class Family:
     ignore: patterns of names that hold nothing the model has.
     renames: (pattern, replacement) for older spellings.
     variant: rows for files that hold some weights in another layout, told by their names.
+    computed: weights that follow from the configuration, which files hold besides; never read.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Family:
     ignore: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     variant: tuple[Rule, ...] = ()
+    computed: tuple[Match, ...] = ()
 
     def under(self, prefix: str) -> Family:
         """The family with another prefix before the names of the base model; heads keep theirs."""
@@ -50,7 +52,9 @@ class Family:
 
     def as_stored(self, names: Collection[str]) -> Family:
         """The family with the layout that a file with these names has."""
-        told = [re.compile(r"(.*\.)?" + re.escape(rule.theirs).replace(r"\{i\}", r"\d+")) for rule in self.variant]
+        usual = {rule.theirs for rule in self.table}
+        own = [rule.theirs for rule in self.variant if rule.theirs not in usual]
+        told = [re.compile(r"(.*\.)?" + re.escape(name).replace(r"\{i\}", r"\d+")) for name in own]
         if not any(pattern.fullmatch(name) for pattern in told for name in names):
             return self
         ours = {name for rule in self.variant for name in rule.ours}

@@ -34,6 +34,11 @@ def matches(family: Family, shapes: Mapping[str, Size]) -> list[Match]:
     return sorted(match(family.table, shapes), key=lambda found: order[found.ours[0]])
 
 
+def outgoing(family: Family, shapes: Mapping[str, Size]) -> list[Match]:
+    """What is written of weights of ours: each by its rule, and what follows from the configuration."""
+    return [*matches(family, shapes), *family.computed]
+
+
 def _named(stored: Iterable[str], known: set[str], family: Family) -> dict[str, str]:
     """Names as the table has them, to names as stored: older spellings renamed, the prefix added or taken away."""
     found: dict[str, str] = {}
@@ -182,4 +187,5 @@ def read_weights(model: torch.nn.Module, file: Path) -> None:
 def export_weights(model: Module, family: Family) -> dict[str, Tensor]:
     """The weights of a model under the names and in the layouts of a family's files, each shared one once."""
     exported = to_theirs(weights(model), family.table)
+    exported |= {name: found.layout.save([])[0] for found in family.computed for name in found.theirs}
     return {n.removeprefix(family.prefix) if family.bare else n: t.contiguous() for n, t in exported.items()}

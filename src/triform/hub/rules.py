@@ -31,7 +31,9 @@ def leading(count: int) -> Layout:
 
 
 def _split(tensors: list[Tensor], shapes: list[Size], dim: int = 0) -> list[Tensor]:
-    return list(tensors[0].split([shape[dim] for shape in shapes], dim))
+    import torch
+
+    return list(torch.split(tensors[0], [shape[dim] for shape in shapes], dim))
 
 
 def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
@@ -105,6 +107,11 @@ def match(table: Iterable[Rule], shapes: Mapping[str, Size]) -> list[Match]:
     if unmapped := shapes.keys() - found.keys():
         raise ValueError(f"no rule for {listed(unmapped)}")
     return list({m.ours: m for m in found.values()}.values())
+
+
+def computed(name: str, make: Callable[[], Tensor]) -> Match:
+    """A tensor of theirs that follows from the configuration, and that nothing of ours holds."""
+    return Match((), (name,), Layout(lambda tensors, shapes: [], lambda tensors: [make()]))
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -24,7 +24,7 @@ from . import safetensors, sentence
 from .families import write_config
 from .family import Family, NoCounterpart
 from .files import INDEX, SINGLE
-from .public import OWN, Module, matches, weights
+from .public import OWN, Module, outgoing, weights
 from .rules import Match
 
 _OWNED = re.compile(
@@ -177,7 +177,7 @@ def _stored_name(family: Family, name: str) -> str:
 
 def _described(ours: Mapping[str, Tensor], family: Family) -> Iterator[tuple[str, _Outgoing]]:
     """What each tensor of a family's files will be, without making it."""
-    for match in matches(family, {name: tensor.shape for name, tensor in ours.items()}):
+    for match in outgoing(family, {name: tensor.shape for name, tensor in ours.items()}):
         made = match.layout.save([torch.empty_like(ours[name], device="meta") for name in match.ours])
         for name, tensor in zip(match.theirs, made, strict=True):
             yield _stored_name(family, name), _Outgoing(tensor.dtype, tuple(tensor.shape), match)
@@ -185,7 +185,7 @@ def _described(ours: Mapping[str, Tensor], family: Family) -> Iterator[tuple[str
 
 def _tensors(ours: Mapping[str, Tensor], family: Family, held: Mapping[str, _Outgoing]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one file, those of one rule made at a time."""
-    for match in {tensor.match.ours: tensor.match for tensor in held.values()}.values():
+    for match in {tensor.match.theirs: tensor.match for tensor in held.values()}.values():
         made = match.layout.save([ours[name] for name in match.ours])
         for name, tensor in zip(match.theirs, made, strict=True):
             if _stored_name(family, name) in held:

@@ -17,10 +17,14 @@ from .norm import at_least_float
 
 
 def sinusoids(positions: Tensor, width: int, base: float = 10_000.0, interleaved: bool = True) -> Tensor:
-    """Sines and cosines, (..., width), by turns or all sines first, for positions (...) (Vaswani et al. 2017, section 3.5)."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
+    """Sines and cosines, (..., width), by turns or all sines first, for positions (...) (Vaswani et al. 2017, section 3.5).
+
+    The result is fp32. Angles have fp64 where the device does: in fp32, those of position 1000 are off by 1e-5.
+    """
+    dtype = torch.float32 if positions.device.type == "mps" else torch.float64
+    frequencies = base ** (-torch.arange(0, width, 2, device=positions.device, dtype=dtype) / width)
     angles = positions[..., None] * frequencies
-    return torch.stack((angles.sin(), angles.cos()), dim=-1 if interleaved else -2).flatten(-2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1 if interleaved else -2).flatten(-2).float()
 
 
 class InputPosition(nn.Module):

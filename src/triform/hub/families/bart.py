@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from triform import config
 
 from ..family import Family
 from ..fields import Fields, activation_name
-from ..rules import Row, leading, pairs, rules
+from ..rules import Row, computed, leading, pairs, rules
 from .shared import dense, ending, learned
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PARTS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 _LAYER = {
@@ -78,6 +82,14 @@ def _family(name: str, kind: _Kind, shared: bool, bare: bool) -> Family:
     )
 
 
+def _sinusoids(length: int, width: int) -> Tensor:
+    import torch
+
+    from triform.nn.position import sinusoids
+
+    return sinusoids(torch.arange(length), width, interleaved=False)
+
+
 def _stack(hf: Fields, kind: _Kind, side: str) -> config.Stack:
     heads, dropout, width = hf.whole(f"{side}_attention_heads"), hf.number("dropout", 0.1), hf.whole("d_model")
     attended = hf.number("attention_dropout", 0.0)
@@ -123,7 +135,12 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
         share_tokens=shared,
         init=config.Init(std=hf.number("init_std", 0.02)),
     )
-    return model, _family(name, kind, shared, bare)
+    family = _family(name, kind, shared, bare)
+    if name == "pegasus":  # its class would take absent ones for untrained
+        table = partial(_sinusoids, hf.count("max_position_embeddings", 1024), hf.whole("d_model"))
+        sides = (f"{'' if bare else 'model.'}{side}.embed_positions.weight" for side in ("encoder", "decoder"))
+        family = replace(family, computed=tuple(computed(side, table) for side in sides))
+    return model, family
 
 
 def write(model: config.Model, name: str) -> dict[str, Any] | None:

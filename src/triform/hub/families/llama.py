@@ -297,7 +297,7 @@ def _gemma_fields(blocks: list[config.Block], activation: str, head_width: int) 
         **_rope(_rotary_of(far or near)),
         "rope_local_base_freq": _rotary_of(near or far).theta,
         "hidden_activation": activation,
-        "query_pre_attn_scalar": head_width if scale is None else scale**-2,
+        "query_pre_attn_scalar": head_width if scale is None else max(round(scale**-2), 1),
     }
 
 
