@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tokenizers
@@ -35,6 +35,12 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
     "qwen2": (f"{_CONTRACTIONS}|{_WORDS}|\\p{{N}}|{_REST}",),
     "smollm": (r"\p{N}", GPT2),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        "[一-龥\u3040-ゟ゠-ヿ]+",
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
 }
 _CLIP = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -59,6 +65,7 @@ class Normalization:
     """What SentencePiece does to a text first.
 
     charsmap: its compiled table of replacements, None for none.
+    charsmap is applied by the `tokenizers` library, which drops a combining mark after a character that the table replaces.
     dummy_prefix: "text" puts a space before the text, "segment" also after each added token (as LLaMA 2 and llama.cpp do), "" never.
     """
 
@@ -152,9 +159,12 @@ def sentencepiece_bpe(
 
     pieces: (text, score, type) in the order of their ids. Control, unknown and user-defined pieces become added tokens.
     byte_fallback: what the vocabulary lacks is spelled in bytes; by default if all 256 byte pieces are there.
+    With a dummy prefix the text after a user-defined piece gets one too, as in transformers; SentencePiece gives it none.
     """
     normalization = normalization or Normalization()
     vocab, mine, fallback, unk = _pieces(pieces, byte_fallback)
+    if normalization == Normalization(None, "", False):  # else the library would put the prefix before these tokens too
+        mine = [replace(token, normalized=True) if _SPACE in token.text and not token.special else token for token in mine]
     vocab, added = _with_gaps(vocab, _merged(mine, added))
     settings: dict[str, Any] = {"unk_token": unk, "fuse_unk": True, "byte_fallback": fallback}
     backend = _bpe(vocab, merges_of(pieces), **settings)

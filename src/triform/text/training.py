@@ -19,6 +19,8 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from .formats import PATTERNS
+
 SAMPLE_BYTES = 64 * 2**20
 WORDS = r"\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}\p{Han}]+|\s+(?!\S)|\s+"
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -106,7 +108,9 @@ def _byte_bpe(texts: Sequence[str], size: int, special: Sequence[str], least: in
     if size < need:
         raise ValueError(f"the vocabulary is too small: {len(special)} special tokens and 256 bytes need vocab_size={need} or more")
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([_cut_at_words(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    # first as llama.cpp can, then finer: as no merge crosses a finer cut, llama.cpp gets the same tokens without it
+    cuts = [*(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS["deepseek-v3"]), _cut_at_words()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     longest = _LONGEST * 3  # a Chinese character is three bytes

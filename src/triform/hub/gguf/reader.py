@@ -1,0 +1,130 @@
+"""Models in GGUF files, read one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triform import config
+
+from ..family import Family
+from .header import BLOCKS, Header, Stored
+from .names import family
+from .spec import ROPE_FACTORS, read_spec, with_factors
+
+if TYPE_CHECKING:
+    import torch
+
+    from triform.text import Tokenizer
+
+_CHUNK = 2**20  # elements that are dequantized at once
+_SIZES = {kind: (elements, width) for kind, elements, width in BLOCKS.values()}
+
+
+class GGUFFile(Mapping[str, "torch.Tensor"]):
+    """The tensors of a GGUF file by their names in the file, dequantized when they are looked up.
+
+    fp32, fp16 and bf16 come as stored, quantized ones as fp32. Nothing but the header is read at first, and
+    `spec`, `metadata` and `shape` need no torch.
+
+    Raises ValueError of one line that names the file, for one that is damaged or holds what is not supported.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.header = Header(self.path)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The file's metadata: key to number, text, list of texts, or array of numbers."""
+        return self.header.metadata
+
+    @cached_property
+    def spec(self) -> config.Transformer:
+        """The model's configuration."""
+        try:
+            spec = read_spec(self.header)
+            return with_factors(spec, self._factors(), str(self.path)) if ROPE_FACTORS in self.header.tensors else spec
+        except ValueError as error:
+            raise error if str(error).startswith(f"{self.path}: ") else ValueError(f"{self.path}: {error}") from None
+
+    @cached_property
+    def family(self) -> Family:
+        """What the weights are called in the file, and their layouts."""
+        return family(self.metadata["general.architecture"], self.spec)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the file, its chat template and the ids that end an answer included."""
+        from .vocabulary import read_tokenizer
+
+        return read_tokenizer(self.header)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return self.header.tensors[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a tensor has when it is looked up."""
+        import torch
+
+        return {"F16": torch.float16, "BF16": torch.bfloat16}.get(self.header.tensors[name].kind, torch.float32)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        stored = self.header.tensors[name]
+        out = torch.empty(stored.shape, dtype=self.dtype(name))
+        plain = stored.kind in ("F32", "F16", "BF16")
+        with FileIO(self.path) as source:
+            source.seek(stored.offset)
+            flat = out.view(-1).view(torch.uint8).numpy() if plain else out.view(-1).numpy()
+            (_copy if plain else _dequantize)(source, stored, flat)
+        return out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.tensors)
+
+    def __len__(self) -> int:
+        return len(self.header.tensors)
+
+    def _factors(self) -> list[float]:
+        stored = self.header.tensors[ROPE_FACTORS]
+        if stored.kind != "F32" or len(stored.shape) != 1 or stored.size > 2**16:
+            raise ValueError(f"{self.path}: {ROPE_FACTORS} is {stored.kind} of shape {stored.shape}; expected fp32 and one dimension")
+        from array import array
+
+        with self.path.open("rb") as file:
+            file.seek(stored.offset)
+            factors = array("f", file.read(stored.size))
+        return factors.tolist()
+
+
+def _fill(source: FileIO, room: memoryview) -> None:
+    while len(room):
+        count = source.readinto(room)
+        if not count:
+            raise ValueError(f"{source.name}: ended while it was read; was it changed meanwhile?")
+        room = room[count:]
+
+
+def _copy(source: FileIO, stored: Stored, out: Any) -> None:
+    """Bytes as they are; files are little-endian, as are the machines that torch runs on."""
+    _fill(source, memoryview(out))
+
+
+def _dequantize(source: FileIO, stored: Stored, out: Any) -> None:
+    """Blocks of bytes to fp32, a chunk at a time, so that memory stays near the tensor's own size."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    elements, width = _SIZES[stored.kind]
+    for first in range(0, len(out), _CHUNK):
+        part = out[first : first + _CHUNK]
+        # as one row of many blocks, since the library goes through rows one by one
+        blocks = np.empty((1, len(part) // elements * width), dtype=np.uint8)
+        _fill(source, memoryview(blocks[0]))
+        part[:] = dequantize(blocks, GGMLQuantizationType[stored.kind])[0]
