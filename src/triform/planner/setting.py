@@ -9,6 +9,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "muon", "sgd"]
 Recompute = Literal["none", "selective", "full"]
 AttentionKernel = Literal["sdpa", "eager"]
+Rows = Literal["full", "padded", "packed"]
 Device = Literal["cpu", "cuda"]
 
 
@@ -23,6 +24,7 @@ class Setting:
     recompute: which activations are made anew in the backward pass instead of being kept.
     attention: "sdpa", which never holds the scores, or "eager", which does.
     scored: positions a sequence that a language-model head scores; None: all.
+    rows: "full" of one text each, or "padded" or "packed" with several, which attention needs a mask for.
     """
 
     batch: int = 32
@@ -34,6 +36,7 @@ class Setting:
     recompute: Recompute = "none"
     attention: AttentionKernel = "sdpa"
     scored: int | None = None
+    rows: Rows = "full"
     device: Device = "cuda"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,285 @@
+"""A pass as sizes: what each module of `triform.nn` makes, saves for its backward pass and lets go.
+
+Each function here has the shape of the forward of the module it stands for, so that its names live as long as they do there.
+
+Sizes: B batch, T queries, S keys, D width, H heads, N tokens, E experts, K chosen experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple, Protocol
+
+from triform import config
+
+from .setting import AttentionKernel, Device
+from .tape import Back, Node, Parameter, Storage, Tape, Tensor, same_each, widest_each
+
+SHORT = 256  # keys, up to which the CPU trains attention in fp32 (see nn.attention)
+_GROUPS = 8  # experts are gone through one by one, or where there are more in so many groups, to answer at once
+
+
+class View(NamedTuple):
+    """What attention may see: a mask (a byte wide: boolean, else scores to add), cosine and sine, or plainly causal."""
+
+    mask: Tensor | None = None
+    rotation: tuple[Storage, Storage] | None = None
+    causal: bool = False
+
+
+class Shape(NamedTuple):
+    """B batch, H heads, T queries, S keys, W width of a head."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    width: int
+
+    @property
+    def scores(self) -> int:
+        return self.batch * self.heads * self.queries * self.keys
+
+
+class Store(Protocol):
+    """Keys and values kept between passes (see nn.cache); `past` is how many tokens' there are."""
+
+    past: int
+
+    def found(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Those of a cross-attention after the first pass."""
+
+    def append(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep new ones; returns all that the queries may look at."""
+
+
+@dataclass
+class Modules:
+    """The modules of a model on a tape. `weights` are by their full names; `training` as torch's modules have it."""
+
+    tape: Tape
+    weights: Mapping[str, Parameter]
+    device: Device
+    kernel: AttentionKernel = "sdpa"
+    training: bool = True
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        tape, weight = self.tape, self.weights[f"{name}.weight"]
+        matrix = tape.cast(weight.tensor, tape.compute)
+        x = tape.cast(x, tape.compute)
+        bias = self.weights.get(f"{name}.bias")
+        inputs = [x, matrix] if bias is None else [x, matrix, tape.cast(bias.tensor, tape.compute)]
+        return tape.product(x.count // weight.shape[1] * weight.shape[0], tape.compute, inputs, (x, matrix))
+
+    def norm(self, x: Tensor, name: str, spec: config.Norm | None) -> Tensor:
+        if spec is None:
+            return x
+        tape, weight = self.tape, self.weights[f"{name}.weight"].tensor
+        rows = x.count // weight.count
+        if isinstance(spec, config.LayerNorm):
+            bias = self.weights.get(f"{name}.bias")
+            x = x if self.device == "cpu" else tape.cast(x, tape.wide)
+            return tape.op(x.count, x.width, (x, weight) if bias is None else (x, weight, bias.tensor), (x,), extra=8 * rows)
+        wide = tape.cast(x, tape.wide)
+        scale = tape.op(weight.count, tape.wide, (tape.cast(weight, tape.wide),)) if spec.unit_offset else tape.cast(weight, tape.wide)
+        if self.device == "cuda":  # one kernel
+            return tape.cast(tape.op(x.count, tape.wide, (wide, scale), (wide, scale), extra=4 * rows), x.width)
+        mean = tape.op(rows, tape.wide, (tape.op(x.count, tape.wide, (wide,), (wide,), scratch=2 * tape.wide * x.count),))
+        inverse = tape.op(rows, tape.wide, (mean,), keeps_result=True)
+        normed = tape.op(x.count, tape.wide, (wide, inverse), (wide, inverse), back=widest_each)
+        return tape.cast(tape.op(x.count, tape.wide, (normed, scale), (normed, scale), back=widest_each), x.width)
+
+    def dropout(self, x: Tensor, p: float) -> Tensor:
+        tape = self.tape
+        if not self.training or p == 0:
+            return x
+        if self.device == "cuda":
+            return tape.op(x.count, x.width, (x,), extra=x.count)
+        numbers = tape.hold(2 * x.count)
+        kept = tape.hold(x.count)
+        out = tape.op(x.count, x.width, (tape.op(x.count, x.width, (x,), (kept,)),))
+        del numbers
+        return out
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.tape.op(max(x.count, y.count), max(x.width, y.width), (x, y), back=same_each)
+
+    def scaled(self, x: Tensor, scale: float = 0.0) -> Tensor:
+        """x times a number; nothing happens with 1."""
+        return x if scale == 1.0 else self.tape.op(x.count, x.width, (x,))
+
+    def activation(self, x: Tensor, name: config.Activation) -> Tensor:
+        tape = self.tape
+        if name == "quick_gelu":
+            gate = tape.op(x.count, x.width, (self.scaled(x),), keeps_result=True)
+            return tape.op(x.count, x.width, (x, gate), (x, gate))
+        if name in ("relu", "tanh"):
+            return tape.op(x.count, x.width, (x,), keeps_result=True)
+        return tape.op(x.count, x.width, (x,), (x,))
+
+    # Attention
+
+    def attention(
+        self, x: Tensor, name: str, spec: config.Attention, shape: Shape, view: View, memory: Tensor | None = None,
+        store: Store | None = None,
+    ) -> Tensor:  # fmt: skip
+        query = self.norm(self.linear(x, f"{name}.query"), f"{name}.query_norm", spec.qk_norm)
+        if view.rotation is not None:
+            query = self.rotate(query, view.rotation)
+        kept = None if store is None else store.found(name)
+        if kept is None:
+            source = x if memory is None else memory
+            key = self.norm(self.linear(source, f"{name}.key"), f"{name}.key_norm", spec.qk_norm)
+            value = self.linear(source, f"{name}.value")
+            if view.rotation is not None:
+                key = self.rotate(key, view.rotation)
+            if store is not None:
+                key, value = store.append(name, key, value)
+        else:
+            key, value = kept
+        y = self.attend(query, key, value, spec, shape, view)
+        return self.linear(self.tape.cast(y, value.width), f"{name}.out")
+
+    def rotate(self, x: Tensor, turn: tuple[Storage, Storage]) -> Tensor:
+        tape = self.tape
+        wide = tape.cast(x, tape.wide)
+        first = tape.op(x.count, tape.wide, (wide,), turn[:1])
+        turned = tape.op(x.count, tape.wide, (first, tape.op(x.count, tape.wide, (wide,))), turn[1:], back=_addcmul)
+        del first
+        return tape.cast(turned, x.width)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, spec: config.Attention, shape: Shape, view: View) -> Tensor:
+        tape, mask, dropout = self.tape, view.mask, spec.dropout if self.training else 0.0
+        boolean, on_cpu = mask is None or mask.width == 1, self.device == "cpu"
+        short = on_cpu and self.training and dropout == 0 and boolean and shape.keys <= SHORT
+        width = tape.wide if short else tape.compute
+        query, key, value = tape.cast(query, width), tape.cast(key, width), tape.cast(value, width)
+        if mask is not None and boolean:
+            mask = tape.new(mask.count, width)
+        if self.kernel == "eager" or (on_cpu and (dropout > 0 or (mask is not None and mask.node is not None))):
+            return self.eager(query, key, value, shape, view._replace(mask=mask), dropout)
+        inputs = (query, key, value) if mask is None else (query, key, value, mask)
+        return tape.product(query.count, width, inputs, inputs, extra=4 * shape.batch * shape.heads * shape.queries)
+
+    def eager(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape, view: View, dropout: float) -> Tensor:
+        """Scores and probabilities in full, in fp32, as torch's own unfused attention makes them."""
+        tape, origin, mask = self.tape, query.width, view.mask
+        query, key, value = tape.cast(query, tape.wide), tape.cast(key, tape.wide), tape.cast(value, tape.wide)
+        repeated = shape.batch * shape.heads * shape.keys * shape.width
+        causal = tape.hold(5 * shape.queries * shape.keys) if view.causal else None
+        if key.count < repeated:
+            key, value = tape.op(repeated, tape.wide, (key,)), tape.op(repeated, tape.wide, (value,))
+        query, key = self.copied(self.scaled(query)), self.copied(self.scaled(key))
+        attended = tape.op(shape.scores, tape.wide, (query, key), (query, key))
+        if mask is not None:
+            attended = tape.over(attended, mask)
+        attended = tape.op(shape.scores, tape.wide, (attended,), keeps_result=True)
+        if dropout:
+            attended = tape.op(shape.scores, tape.wide, (attended,), extra=shape.scores * (tape.wide if self.device == "cpu" else 1))
+        again = None if origin == tape.wide else tape.hold(shape.scores * origin)  # a second result that is thrown away
+        value = self.copied(value)
+        out = tape.cast(tape.op(query.count, tape.wide, (attended, value), (attended, value)), origin)
+        del attended, again, causal
+        return self.copied(out)
+
+    def copied(self, x: Tensor) -> Tensor:
+        return self.tape.op(x.count, x.width, (x,), back=same_each)
+
+    # Feed-forward
+
+    def feed_forward(self, x: Tensor, name: str, spec: config.FeedForward) -> Tensor:
+        h = self.activation(self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up"), spec.activation)
+        if spec.gated:
+            up = self.linear(x, f"{name}.up")
+            h = self.tape.op(h.count, h.width, (h, up), (h, up))
+            del up
+        return self.linear(self.dropout(h, spec.dropout), f"{name}.down")
+
+    def experts(self, x: Tensor, name: str, spec: config.Experts) -> tuple[Tensor, tuple[Tensor | Storage, ...]]:
+        """Every expert is taken to get an equal share of the tokens."""
+        tape, router = self.tape, self.weights[f"{name}.router.weight"].tensor
+        tokens = x.count * spec.count // router.count
+        slots = tokens * spec.top_k
+        wide = tape.cast(x, tape.wide)
+        logits = tape.op(tokens * spec.count, tape.wide, (wide, router), (wide, router))
+        scores = tape.op(logits.count, tape.wide, (logits,), keeps_result=True)
+        chosen = tape.hold(8 * slots)
+        weights = tape.op(slots, tape.wide, (scores,), (chosen,))
+        if spec.renormalize:
+            total = tape.op(tokens, tape.wide, (weights,))
+            weights = tape.op(slots, tape.wide, (weights, total), (weights, total), back=widest_each)
+            del total
+        kept = tape.hold(slots)
+        if spec.capacity is not None and self.training:
+            places = tape.hold(24 * tokens * spec.count)
+            del places
+        if spec.shared is None:
+            y = tape.new(x.count, tape.wide)
+        else:
+            y = tape.cast(self.feed_forward(x, f"{name}.shared", spec.shared), tape.wide)
+        y = self._dispatched(x, y, weights, name, spec)
+        return tape.cast(y, x.width), (logits, scores, chosen, kept)
+
+    def _dispatched(self, x: Tensor, y: Tensor, weights: Tensor, name: str, spec: config.Experts) -> Tensor:
+        tape, slots = self.tape, weights.count
+        width = self.weights[f"{name}.down"].shape[1]
+        order, places = tape.hold(8 * slots), tape.hold(8 * slots)  # which slot and which token
+        groups = min(spec.count, _GROUPS)
+        names = ("up", "up_bias", "gate", "gate_bias", "down", "down_bias")
+        tables = {key: self._unbound(self.weights[f"{name}.{key}"], groups) for key in names if f"{name}.{key}" in self.weights}
+        rows = tape.op(slots * width, x.width, (x,), (places,))
+        parts = []
+        for group, part in enumerate(tape.split(rows, groups)):
+            parts.append(self._expert({key: table[group] for key, table in tables.items()}, part, width, spec))
+        del rows, part
+        joined = tape.op(slots * width, parts[0].width, parts, back=same_each)
+        weighted = tape.op(joined.count, tape.wide, (tape.cast(joined, tape.wide), weights), (joined, weights), back=widest_each)
+        del joined
+        out = tape.op(x.count, tape.wide, (y, weighted), (places,), back=_index_add)
+        del order
+        return out
+
+    def _unbound(self, table: Parameter, groups: int) -> list[Tensor]:
+        return self.tape.split(table.tensor, groups)
+
+    def _expert(self, matrices: Mapping[str, Tensor], x: Tensor, width: int, spec: config.Experts) -> Tensor:
+        tape, hidden = self.tape, spec.expert.hidden
+
+        def linear(x: Tensor, name: str, inputs: int, outputs: int) -> Tensor:
+            matrix, bias = matrices[name], matrices.get(f"{name}_bias")
+            matrix, x = tape.cast(matrix, tape.compute), tape.cast(x, tape.compute)
+            rest = [] if bias is None else [tape.cast(bias, tape.compute)]
+            return tape.product(x.count // inputs * outputs, tape.compute, (x, matrix, *rest), (x, matrix))
+
+        h = linear(x, "up", width, hidden)
+        if "gate" in matrices:
+            left = self.activation(linear(x, "gate", width, hidden), spec.expert.activation)
+            h = tape.op(h.count, h.width, (left, h), (left, h))
+            del left
+        else:
+            h = self.activation(h, spec.expert.activation)
+        return linear(self.dropout(h, spec.expert.dropout), "down", hidden, width)
+
+
+def _addcmul(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
+    """To the term itself the gradient as it is, to the factor a new one."""
+    return [grad, tape.new(grad.count, grad.width)]
+
+
+def _index_add(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
+    _, (_, count, width) = node.inputs
+    return [grad, tape.new(count, width)]
+
+
+def weights(tape: Tape, shapes: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Parameter]:
+    """Parameters of these shapes, `width` bytes a number, on the tape's ledger."""
+    found = {}
+    for name, shape in shapes.items():
+        count = prod(shape)
+        found[name] = Parameter(tape.hold(count * width, "weights"), shape, count, width)
+    return found
+
+
+__all__ = ["SHORT", "Back", "Modules", "Shape", "View", "weights"]
