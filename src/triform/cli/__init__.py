@@ -16,12 +16,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Train a storyteller, a critic and a translator from nothing, and show them."),
     "inspect": ("inspect", "Show what a model is made of, or draw it."),
     "presets": ("presets", "List the models known by name."),
+    "pull": ("pull", "Fetch a model by its name, or list the names."),
     "data": ("data", "Named data: list it, fetch it, look at it."),
     "train": ("train", "Train a model from a recipe."),
     "tokenizer": ("tokenizer", "Train a tokenizer, look at what it makes of text, encode text."),
     "generate": ("generate", "Continue a prompt, or answer it."),
     "fill": ("fill", "Fill the masks of a text."),
     "classify": ("classify", "Judge texts."),
+    "embed": ("embed", "Compare texts by their vectors."),
+    "convert": ("convert", "Write a model in another format."),
 }
 
 

@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from .models import open_model, progress, texts_of
+from .models import MODEL, open_model, progress, texts_of
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: triform classify runs/critic/model 房间很干净，下次还来 - --json < reviews.txt")
 def classify(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder with a classifier.")],
+    name: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL}: a classifier.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help='Texts to judge; "-" reads them, one a line.')],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -26,8 +26,9 @@ def classify(
     from triform.generate import classify as judge
 
     written = texts_of(texts)
-    model, tokenizer = open_model(folder)
-    task = hub.task(folder)
+    place = hub.locate(name)
+    model, tokenizer = open_model(place)
+    task = hub.task(place)
     with progress(len(written), "texts") as done, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         found = judge(model, tokenizer, written, task.get("labels"), length=task.get("length"), on_batch=done)

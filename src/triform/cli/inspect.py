@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from triform import config, planner
+from triform import config, hub, planner
 from triform.config.files import replacing
+from triform.hub.facts import facts
 from triform.planner.describe import short
+from triform.planner.quantities import data_size
 
 app = typer.Typer(add_completion=False)
 
@@ -27,15 +29,15 @@ class _Row(NamedTuple):
 
 @app.command(
     epilog="Examples: triform inspect llama-3-8b  ·  triform inspect bert-base gpt2 --diagram both.svg  ·  "
-    "triform inspect gpt2 decoder.depth=6 --json"
+    "triform inspect gpt2 decoder.depth=6 --json  ·  triform inspect minilm"
 )
 def inspect(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="PRESET|PATH... [override=...]",
-            help="Presets, .yaml or .json configurations, folders with a triform.json; overrides by path, such as decoder.depth=6, "
-            "apply to each.",
+            metavar="MODEL... [override=...]",
+            help="Presets; .yaml or .json configurations; models: folders, .gguf files, names of `triform pull` or of a hub, of which "
+            "only the configuration is fetched. Overrides by path, such as decoder.depth=6, apply to each.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: an object, or a list for several models.")] = False,
@@ -46,15 +48,15 @@ def inspect(
     names = [text for text in models if text not in overrides]
     if not names:
         raise ValueError("expected a preset's name or a path beside the overrides (`triform presets` lists the names)")
-    found = [(name, config.resolve(name, overrides)) for name in names]
+    found = [(name, *hub.find_spec(name, overrides)) for name in names]
     if picture is not None:
-        _write(picture, planner.diagram([(Path(name).name or name, model) for name, model in found]))
+        _write(picture, planner.diagram([(Path(name).name or name, model) for name, model, _ in found]))
     if as_json:
-        rows = [_data(name, model) for name, model in found]
+        rows = [_data(name, model, place) for name, model, place in found]
         print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2, ensure_ascii=False))
         return
-    for name, model in found:
-        _print(name, model)
+    for name, model, place in found:
+        _print(name, model, place)
     if picture is not None:
         print(f"The diagram is in {picture}")
 
@@ -68,10 +70,12 @@ def _write(path: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def _data(name: str, model: config.Model) -> dict[str, Any]:
+def _data(name: str, model: config.Model, place: Path | None) -> dict[str, Any]:
     count = planner.parameters(model)
+    files = {} if place is None else {"path": str(place), "files": asdict(facts(place))}
     return {
         "name": name,
+        **files,
         "form": model.form,
         "parameters": count.total,
         "active_parameters": count.active,
@@ -81,7 +85,17 @@ def _data(name: str, model: config.Model) -> dict[str, Any]:
     }
 
 
-def _print(name: str, model: config.Model) -> None:
+def _files(place: Path) -> str:
+    """The files of a model in one line."""
+    found = facts(place)
+    numbers = ", ".join(f"{short(count)} in {kind}" for kind, count in found.numbers.items())
+    weights = f"weights: {data_size(found.bytes)}, {numbers}" if numbers else "weights: not here"
+    chat = "with a chat template" if found.chat_template else "no chat template"
+    tokenizer = f"tokenizer: {found.tokenizer}, {found.vocab_size:,} tokens, {chat}" if found.tokenizer else "tokenizer: none"
+    return f"{weights}\n{tokenizer}"
+
+
+def _print(name: str, model: config.Model, place: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -94,6 +108,8 @@ def _print(name: str, model: config.Model) -> None:
     console.print(Text.assemble((name, "bold"), f"  {model.form}"))
     embedding = f"{count.embedding:,} in embeddings ({short(count.embedding)})"
     console.print(f"{count.total:,} parameters ({short(count.total)}){active}; {embedding}")
+    if place is not None:
+        console.print(_files(place))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("part", no_wrap=True)
     table.add_column("shape", no_wrap=True)

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from triform.text import Tokenizer
 
+MODEL = "A model's folder, a .gguf file, a name of `triform pull`, or owner/name of a hub"
 
-def open_model(folder: str) -> tuple[Any, Tokenizer]:
-    """The model and the tokenizer in a folder. Raises ValueError when one is missing."""
+
+def open_model(model: str | Path) -> tuple[Any, Tokenizer]:
+    """The model and the tokenizer of a path or a name (see `hub.locate`). Raises ValueError when one is missing."""
     from triform import hub
 
-    model, tokenizer = hub.load(folder)
+    place = hub.locate(model)
+    with loading(place):
+        found, tokenizer = hub.load(place)
     if tokenizer is None:
-        raise ValueError(f"{folder}: expected the model's tokenizer.json beside it, found none; put it there")
-    return model, tokenizer
+        raise ValueError(f"{place}: expected the model's tokenizer.json beside it, found none; put it there")
+    return found, tokenizer
+
+
+def loading(place: Path) -> AbstractContextManager[object]:
+    """Says on a terminal that a model is being loaded, until it is."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"loading {place.name}")
 
 
 def texts_of(arguments: Sequence[str]) -> list[str]:
@@ -41,8 +54,8 @@ def texts_of(arguments: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with rate and time left; gives a function to call with how many are done. No bar where nobody looks."""
+def bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error with rate and time left; gives a function to call with how many are done, of how many."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -52,6 +65,13 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
             return Text(f"{task.speed:,.1f} {unit}/s" if task.speed else "")
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A `bar` whose total is known: the function takes how many are done."""
+    with bar(unit) as show:
+        yield lambda done: show(done, total)

@@ -42,7 +42,8 @@ def classify(
     """Judge each text with a model that has a Classify head.
 
     labels: their names in the order of the head's scores; left out, "0", "1" and so on.
-    length: texts are cut to so many tokens, and in any case to the model's learned positions; a warning says how many were.
+    length: texts are cut to so many tokens, and in any case to the tokenizer's `length` and the model's learned positions; a
+        warning says how many were.
     on_batch: called with the number of texts done, after each batch.
 
     Raises ValueError for a model without such a head and for another number of labels than it has.
@@ -64,20 +65,32 @@ def classify(
     return [results[number] for number in range(len(rows))]
 
 
-def embed(model: Module, tokenizer: Tokenizer, texts: str | Sequence[str], *, length: int | None = None, batch_size: int = 32) -> Tensor:
-    """A vector for each text, (B, W), with a model that has an Embed head; long texts are cut as in `classify`."""
+def embed(
+    model: Module,
+    tokenizer: Tokenizer,
+    texts: str | Sequence[str],
+    *,
+    length: int | None = None,
+    batch_size: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """A vector for each text, (B, W), with a model that has an Embed head; `length` and `on_batch` are as in `classify`."""
     net = expect(model, "embed")
     head = net.config.head
     assert isinstance(head, config.Embed)
     rows = _encode(net, tokenizer, listed(texts), length)
+    done = 0
     out = torch.empty(len(rows), head.width or net.config.last.width)
     for numbers, vectors in _outputs(net, tokenizer, rows, batch_size):
         out[torch.tensor(numbers)] = vectors.float().cpu()
+        done += len(numbers)
+        if on_batch is not None:
+            on_batch(done)
     return out
 
 
 def _encode(net: Transformer, tokenizer: Tokenizer, texts: list[str], length: int | None) -> list[list[int]]:
-    limits = [limit for limit in (length, longest(net.config.encoder), longest(net.config.decoder)) if limit is not None]
+    limits = [limit for limit in (length, tokenizer.length, longest(net.config.encoder), longest(net.config.decoder)) if limit is not None]
     plain = tokenizer.encode_batch(texts, plain=True)
     rows = [judged(tokenizer, ids) for ids in plain]
     if limits:

@@ -40,7 +40,7 @@ def expect(model: Module, use: str) -> Transformer:
         return model
     head = getattr(model.config, "head", None)
     what = f"this one is {model.config.form} with {'no head' if head is None else f'the head {type(head).__name__}'}"
-    fitting = {None: "", "embed": "; `triform.generate.embed` fits it"}.get(found, f"; `triform {found}` fits it")
+    fitting = "" if found is None else f"; `triform {found}` fits it"
     raise ValueError(f"{use} needs {_NEEDS[use]}, and {what}{fitting}")
 
 

@@ -21,6 +21,7 @@ class Sampling:
     """How tokens are chosen, and when to stop.
 
     max_new_tokens: at most so many tokens a row.
+    min_new_tokens: at least so many; until then no token that ends a row is taken. A stop string ends it all the same.
     temperature: the scores are divided by it; 0 takes the most probable token (greedy search).
     top_k: keep the k most probable tokens and those level with the last of them; 0 keeps all.
     top_p: keep the fewest most probable tokens whose probabilities sum to it (Holtzman et al. 2019); 1 keeps all.
@@ -43,12 +44,14 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | tuple[int, ...] | None = None
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         if isinstance(self.seed, list):
             object.__setattr__(self, "seed", tuple(self.seed))
         _whole("max_new_tokens", self.max_new_tokens, 1)
+        _whole("min_new_tokens", self.min_new_tokens, 0, f"; max_new_tokens is {self.max_new_tokens}", self.max_new_tokens + 1)
         _whole("top_k", self.top_k, 0, "; 0 keeps every token")
         _number("temperature", self.temperature, 0, math.inf, "; 0 is greedy")
         _number("top_p", self.top_p, 0, 1, "; 1 keeps every token")
@@ -172,13 +175,18 @@ class Sampler:
             self._generators = [self._generators[row] for row in rows.tolist()]
             self._draws = self._draws[rows]
 
-    def __call__(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, V) to the tokens chosen (B,) and their log-probabilities (B,), in nats, as the model had them."""
+    def __call__(self, scores: Tensor, barred: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (B, V) to the tokens chosen (B,) and their log-probabilities (B,), in nats, as the model had them.
+
+        barred: token ids (N,) that are not to be chosen.
+        """
         scores = scores.float()
         total = scores.logsumexp(-1)
         if not bool(total.isfinite().all()):
             raise ValueError("the model's scores are not finite numbers; its weights may be damaged or its training may have diverged")
         changed = scores if self.used is None else penalize(scores, self.used, self.sampling.repetition_penalty)
+        if barred is not None:
+            changed = changed.index_fill(-1, barred, -torch.inf)
         if self.sampling.greedy:
             tokens = changed.argmax(-1)
         else:

@@ -6,9 +6,9 @@ Shapes: B batch, T tokens of the prompt (or of the encoder's input), V vocabular
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Generation:
 
 
 Watch = Callable[[int, int, bool], bool]
+Conversation = Sequence[Mapping[str, Any]]
 
 
 def generate_ids(
@@ -64,7 +65,8 @@ def generate_ids(
     sampling: Sampling | None = None,
     *,
     eos: Collection[int] = (),
-    start: int | None = None,
+    start: int | Sequence[int] | None = None,
+    barred: Collection[int] = (),
     watch: Watch | None = None,
 ) -> list[TokenRun]:
     """Tokens that follow ids (B, T), a run for each row.
@@ -72,7 +74,8 @@ def generate_ids(
     ids: prompts of a decoder-only model, padded on the left, or what the encoder of an encoder-decoder reads.
     mask: (B, T), False or 0 where padding.
     eos: a row ends with any of these tokens.
-    start: the token that the decoder of an encoder-decoder begins with.
+    start: the token, or the tokens, that the decoder of an encoder-decoder begins with.
+    barred: tokens that are never chosen.
     watch: called as `watch(row, token, last)` with every token made, `last` when the row ends with it;
         True ends the row ("stop_string").
 
@@ -83,36 +86,37 @@ def generate_ids(
     lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
     if ids.ndim != 2 or min(lengths, default=0) < 1:
         raise ValueError("ids: expected rows of at least one token each; begin an empty prompt with the tokenizer's bos")
-    if net.encoder is not None and start is None:
+    first = [] if net.encoder is None or start is None else [start] if isinstance(start, int) else list(start)
+    if net.encoder is not None and not first:
         raise ValueError("start: expected the token that the decoder begins with (the tokenizer's bos, or its pad as T5 has it)")
-    room = [_room(net.config, length, sampling.max_new_tokens) for length in lengths]
+    room = [_room(net.config, length, len(first), sampling.max_new_tokens) for length in lengths]
     with evaluating(net) as device:
         ids = ids.to(device)
         mask = None if mask is None or bool(mask.all()) else mask.to(device).bool()
-        batch = _Batch(net, ids, mask, start, max(room))
+        batch = _Batch(net, ids, mask, first, max(room))
         sampler = Sampler(sampling, sampling.seeds(len(ids)))
         sampler.start(*((ids, mask) if net.encoder is None else (batch.tokens, None)), batch.scores.shape[-1])
-        return _search(batch, sampler, room, frozenset(eos), watch)
+        return _search(batch, sampler, room, _Choice(frozenset(eos), frozenset(barred), watch))
 
 
-def _room(spec: config.Transformer, length: int, wanted: int) -> int:
-    """How many tokens a row may make; the last of them needs no position, as it is not read again."""
+def _room(spec: config.Transformer, length: int, first: int, wanted: int) -> int:
+    """How many tokens a row may make, after `first` that the decoder begins with; the last needs no position, as it is not read again."""
     limit = longest(spec.encoder if spec.encoder is not None else spec.decoder)
     if limit is not None and length > limit:
         raise ValueError(f"a prompt has {length:,} tokens and the model has {limit:,} learned positions; shorten it")
     limit = longest(spec.decoder)
     if limit is None:
         return wanted
-    return min(wanted, limit + 1 - (length if spec.encoder is None else 1))
+    return min(wanted, limit + 1 - (length if spec.encoder is None else first))
 
 
 class _Batch:
     """Rows of a batch that run: their cache and the scores (B, V) of their next tokens."""
 
-    def __init__(self, net: Transformer, ids: Tensor, mask: Tensor | None, start: int | None, room: int) -> None:
+    def __init__(self, net: Transformer, ids: Tensor, mask: Tensor | None, start: list[int], room: int) -> None:
         self.net = net
-        self.tokens = ids if start is None else ids.new_full((len(ids), 1), start)
-        capacity = room + (ids.shape[1] if net.encoder is None else 1) - 1
+        self.tokens = ids.new_tensor(start).expand(len(ids), -1) if start else ids
+        capacity = room + self.tokens.shape[1] - 1
         _check_memory(net, len(ids), capacity)
         self.cache = Cache.preallocated(net.config, capacity)
         if net.encoder is not None:
@@ -143,19 +147,37 @@ class _Batch:
         self.scores = self._score(hidden[:, -1])
 
 
-def _search(batch: _Batch, sampler: Sampler, room: Sequence[int], eos: frozenset[int], watch: Watch | None) -> list[TokenRun]:
+@dataclass(frozen=True)
+class _Choice:
+    """Which tokens end a row, which are never chosen, and who watches."""
+
+    eos: frozenset[int]
+    barred: frozenset[int]
+    watch: Watch | None
+
+    def not_now(self, step: int, sampling: Sampling, scores: Tensor) -> Tensor | None:
+        """The tokens that are not to be chosen at a step, counted from 1."""
+        ids = self.barred | self.eos if step <= sampling.min_new_tokens else self.barred
+        inside = sorted(i for i in ids if i < scores.shape[-1])
+        return torch.tensor(inside, device=scores.device) if inside else None
+
+
+def _search(batch: _Batch, sampler: Sampler, room: Sequence[int], choice: _Choice) -> list[TokenRun]:
     runs = [TokenRun() for _ in room]
     rows = list(range(len(room)))  # the row of the call that each row of the running batch is
     ended = [False] * len(rows)
+    barred = None
     for step in range(1, max(room) + 1):
-        tokens, log_probs = sampler(batch.scores)
+        if step <= sampler.sampling.min_new_tokens + 1:
+            barred = choice.not_now(step, sampler.sampling, batch.scores)
+        tokens, log_probs = sampler(batch.scores, barred)
         for place, (token, log_prob) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
             if not ended[place]:
                 row = rows[place]
                 run = runs[row]
                 run.ids.append(token)
                 run.log_probs.append(log_prob)
-                ended[place] = _ends(run, row, room[row], eos, watch)
+                ended[place] = _ends(run, row, room[row], choice)
         left = [place for place, over in enumerate(ended) if not over]
         if not left:
             break
@@ -169,10 +191,10 @@ def _search(batch: _Batch, sampler: Sampler, room: Sequence[int], eos: frozenset
     return runs
 
 
-def _ends(run: TokenRun, row: int, room: int, eos: frozenset[int], watch: Watch | None) -> bool:
-    at_eos = run.ids[-1] in eos
+def _ends(run: TokenRun, row: int, room: int, choice: _Choice) -> bool:
+    at_eos = run.ids[-1] in choice.eos
     last = at_eos or len(run.ids) >= room
-    if watch is not None and watch(row, run.ids[-1], last):
+    if choice.watch is not None and choice.watch(row, run.ids[-1], last):
         run.finish_reason, last = "stop_string", True
     elif at_eos:
         run.finish_reason = "stop"
@@ -202,54 +224,73 @@ def _check_memory(net: Transformer, rows: int, capacity: int) -> None:
 def generate(
     model: Module,
     tokenizer: Tokenizer,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | Conversation],
     sampling: Sampling | None = None,
     *,
     on_text: Callable[[int, str], None] | None = None,
-    start: int | None = None,
+    start: int | Sequence[int] | None = None,
     batch_size: int = 32,
 ) -> list[Generation]:
     """Continue each prompt (decoder-only), or answer it (encoder-decoder).
 
+    prompts: texts, or conversations: lists of messages such as {"role": "user", "content": "Hello"}, which are
+        written as the tokenizer's chat template says, up to where the answer begins.
     sampling: how; left out, greedily and at most 128 tokens.
     on_text: called as `on_text(row, piece)` with the text of prompt number `row` as it comes, in whole characters;
         the pieces joined are its text.
-    start: the token that the decoder of an encoder-decoder begins with; left out, the tokenizer's bos, or its pad as in T5.
+    start: what the decoder of an encoder-decoder begins with; left out, the tokenizer's `start`, or where it has none
+        its bos, or its pad as in T5.
     batch_size: so many prompts run at once, those of like length together.
+
+    A row ends with any of the tokenizer's `ends`. Ids that the model has and the tokenizer has not are never chosen.
 
     Raises ValueError, before anything runs, for a model of another form, and for a prompt that is empty
     without a bos or that is longer than the model's learned positions.
     """
     sampling = sampling or Sampling()
     net = expect(model, "generate")
-    texts = listed(prompts)
     encodes = net.encoder is not None
-    prompt_ids = [source(tokenizer, ids) for ids in tokenizer.encode_batch(texts)] if encodes else framed_prompts(tokenizer, texts)
+    first = (tokenizer.start or [decoder_start(tokenizer)]) if encodes and start is None else start
+    prompt_ids = _encode(tokenizer, prompts, encodes)
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise ValueError(f"prompt {row + 1} is empty, and the tokenizer has no bos token to begin with; give it some text")
-        _room(net.config, len(ids), 1)
+        _room(net.config, len(ids), 1, 1)
     spec = net.config.encoder if encodes else net.config.decoder
     assert spec is not None
     check_ids(prompt_ids, spec)
-    first = decoder_start(tokenizer) if encodes and start is None else start
-    ends = tokenizer.eos if tokenizer.eos is not None else tokenizer.sep
-    eos = () if ends is None else (ends,)
-    seeds = sampling.seeds(len(texts))
+    eos = tokenizer.ends or ([] if tokenizer.sep is None else [tokenizer.sep])
+    seeds = sampling.seeds(len(prompt_ids))
     results: dict[int, Generation] = {}
     for rows in batches([len(ids) for ids in prompt_ids], batch_size):
         streams = [TextStream(tokenizer, [] if encodes else prompt_ids[row], sampling.stop) for row in rows]
         watch = _watch(rows, streams, eos, on_text) if on_text is not None or sampling.stop else None
         inputs, mask = padded([prompt_ids[row] for row in rows], tokenizer.pad or 0, next(net.parameters()).device, left=not encodes)
         how = _with_seeds(sampling, [seeds[row] for row in rows])
-        runs = generate_ids(net, inputs, mask, how, eos=eos, start=first if encodes else None, watch=watch)
+        runs = generate_ids(net, inputs, mask, how, eos=eos, start=first, barred=_unknown(net.config, tokenizer), watch=watch)
         for row, stream, run in zip(rows, streams, runs, strict=True):
             if watch is None:
                 for token in run.ids[: -1 if run.finish_reason == "stop" else None]:
                     stream.push(token)
                 stream.finish()
             results[row] = Generation(stream.text, run.ids, run.log_probs, run.finish_reason, prompt_ids[row])
-    return [results[row] for row in range(len(texts))]
+    return [results[row] for row in range(len(prompt_ids))]
+
+
+def _encode(tokenizer: Tokenizer, prompts: str | Sequence[str | Conversation], encodes: bool) -> list[list[int]]:
+    """What the model reads of each prompt."""
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    conversations = {i: prompt for i, prompt in enumerate(asked) if isinstance(prompt, list | tuple)}
+    texts = listed([prompt for i, prompt in enumerate(asked) if i not in conversations])
+    framed = [source(tokenizer, ids) for ids in tokenizer.encode_batch(texts)] if encodes else framed_prompts(tokenizer, texts)
+    of_texts = iter(framed)
+    return [tokenizer.encode_chat(conversations[i]) if i in conversations else next(of_texts) for i in range(len(asked))]
+
+
+def _unknown(spec: config.Transformer, tokenizer: Tokenizer) -> range:
+    """The ids that a model has beyond its tokenizer's: rows that round its table up to a size that computes fast."""
+    assert isinstance(spec.last.input, config.Tokens)
+    return range(tokenizer.vocab_size, spec.last.input.vocab_size)
 
 
 def _with_seeds(sampling: Sampling, seeds: Sequence[int]) -> Sampling:

@@ -37,7 +37,7 @@ class Weights(Pinned):
 
 
 @lru_cache(maxsize=1)
-def weights() -> dict[str, Weights]:
+def catalogue() -> dict[str, Weights]:
     """The catalogue of weights, by name."""
     data = yaml.safe_load((Path(__file__).parent / "weights.yaml").read_text("utf-8"))
     found = {}
@@ -54,18 +54,19 @@ def pull(name: str) -> Path:
 
     Raises ValueError of one line when it cannot be had, or is not what was pinned.
     """
-    if name in weights():
-        fetch(weights()[name])
-        return weights()[name].place
+    if name in catalogue():
+        fetch(catalogue()[name])
+        return catalogue()[name].place
     return _of_hub(name)
 
 
-def locate(path_or_name: str | Path) -> Path:
+def locate(path_or_name: str | Path, *, weights: bool = True) -> Path:
     """The folder or file of a model: an existing path as it is, a name as fetched (now, or before).
 
     A name is one of the catalogue of weights ("minilm"), "owner/name" of the Hugging Face hub
     (also "hf:owner/name"), or "modelscope:owner/name"; "@revision" may follow, and ":file.gguf"
-    for one file of a repository. A `Path` is never a name.
+    for one file of a repository. A `Path` is never a name. With `weights=False` a folder of a
+    hub comes without its weights: enough for `read_spec`.
 
     Raises ValueError of one line when there is nothing of that name, or it cannot be fetched.
     """
@@ -74,31 +75,31 @@ def locate(path_or_name: str | Path) -> Path:
         return path
     if isinstance(path_or_name, Path):
         raise ValueError(f"{path}: expected a model's folder or file, found nothing there")
-    if path_or_name in weights():
-        item = weights()[path_or_name]
+    if path_or_name in catalogue():
+        item = catalogue()[path_or_name]
         return item.place if item.fetched else pull(path_or_name)
-    return _of_hub(path_or_name)
+    return _of_hub(path_or_name, weights)
 
 
-def _of_hub(name: str) -> Path:
+def _of_hub(name: str, weights: bool = True) -> Path:
     from . import remote
 
     kind, _, rest = name.partition(":")
     if kind == "modelscope":
-        return remote.modelscope(rest)
+        return remote.modelscope(rest, weights=weights)
     if kind == "hf":
-        return remote.hugging_face(rest, _near(rest))
+        return remote.hugging_face(rest, _near(rest), weights=weights)
     if not _HUB_NAME.fullmatch(name) or name.startswith((".", "~")):
         raise ValueError(f"{name}: expected a model's folder or file, a name `triform pull` lists, or owner/name of a hub{_near(name)}")
     folder = name.partition("/")[0]
     if Path(folder).is_dir():
         raise ValueError(f"{name}: expected a model's folder or file, found none in {folder}; hf:{name} asks the Hugging Face hub for it")
-    return remote.hugging_face(name, _near(name))
+    return remote.hugging_face(name, _near(name), weights=weights)
 
 
 def _near(name: str) -> str:
     """What else may have been meant."""
     if name in config.presets():
         return f"; {name} is a preset, a shape without weights: `triform inspect {name}` shows it"
-    near = get_close_matches(name.rpartition("/")[2].lower(), [*weights(), *config.presets()], 2)
+    near = get_close_matches(name.rpartition("/")[2].lower(), [*catalogue(), *config.presets()], 2)
     return f"; did you mean {' or '.join(near)}?" if near else ""

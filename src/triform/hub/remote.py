@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 _BESIDE = (
     "config*.json", "generation_config.json", "triform.json", "task.json", "modules.json", "sentence_bert_config.json",
-    "[0-9]*_Pooling/config.json", "preprocessor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
+    "[0-9]*_Pooling/config.json", "additional_chat_templates/*.jinja", "preprocessor_config.json",
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "chat_template.json",
 )  # fmt: skip
 # Of these the first that a repository has: nothing pickled where there is something else.
@@ -28,19 +29,23 @@ _WEIGHTS = (
 
 
 class Place(NamedTuple):
-    """What is asked of a hub: a repository, a revision (None: the default one), and a .gguf file of it (None: a folder)."""
+    """What is asked of a hub: a repository, a revision (None: the default one), and a .gguf file of it (None: a folder).
+
+    weights: whether they are asked for too; without them what a folder says of its model is enough.
+    """
 
     repository: str
     revision: str | None
     file: str | None
+    weights: bool = True
 
 
-def place(name: str) -> Place:
+def place(name: str, weights: bool = True) -> Place:
     """The parts of `owner/name[@revision][:file.gguf]`. Raises ValueError for anything else."""
     found = re.fullmatch(r"((?:[\w.-]+/)?[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?", name)
     if found is None or ".." in name:
         raise ValueError(f"{name!r}: expected owner/name of a hub, with @revision and :file.gguf where they are wanted")
-    return Place(found[1], found[2], found[3])
+    return Place(found[1], found[2], found[3], weights)
 
 
 def wanted(files: Iterable[str], place: Place) -> list[str]:
@@ -50,6 +55,9 @@ def wanted(files: Iterable[str], place: Place) -> list[str]:
         if place.file not in files:
             raise ValueError(f"{place.repository} has no {place.file}; {_ggufs(files) or 'it has no .gguf file'}")
         return [place.file]
+    beside = [name for name in files if any(_matches(name, known) for known in _BESIDE)]
+    if not place.weights and {"config.json", "triform.json"} & set(beside):
+        return beside
     for first, pattern in _WEIGHTS:
         if first not in files:
             continue
@@ -57,9 +65,12 @@ def wanted(files: Iterable[str], place: Place) -> list[str]:
         shards = max((int(found[1]) for found in weights.values() if found.lastindex), default=1)
         if len(weights) != shards:
             raise ValueError(f"{place.repository} has {len(weights)} of the {shards} shards of its weights")
-        beside = [name for name in files if any(fnmatchcase(name, known) for known in _BESIDE)]
         return sorted({*beside, *weights, first})
     raise ValueError(f"{place.repository} has no weights that are read here; {_ggufs(files) or 'expected model.safetensors'}")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 def _ggufs(files: Iterable[str]) -> str:
@@ -67,18 +78,18 @@ def _ggufs(files: Iterable[str]) -> str:
     return f"append one of its files: {', '.join(':' + name for name in names[:4])}{' …' if len(names) > 4 else ''}" if names else ""
 
 
-def hugging_face(name: str, hint: str = "") -> Path:
+def hugging_face(name: str, hint: str = "", *, weights: bool = True) -> Path:
     """The folder (or .gguf file) of a model of the Hugging Face hub, fetched where it is not in the hub's cache.
 
     HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN are heeded. Without a network a whole copy in the cache serves.
-    hint: what to add when there is no such model.
+    hint: what to add when there is no such model. weights: False leaves the weights where they are.
 
     Raises ValueError of one line: no such model or revision, gated, no network, offline and not in the cache.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
 
-    asked = place(name)
+    asked = place(name, weights)
     where = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
     options: dict[str, Any] = {"repo_id": asked.repository, "revision": asked.revision, "endpoint": where}
     if constants.HF_HUB_OFFLINE:
@@ -89,15 +100,15 @@ def hugging_face(name: str, hint: str = "") -> Path:
     try:
         told = hub.HfApi(endpoint=where).model_info(asked.repository, revision=asked.revision)
     except Exception as error:  # whatever the network answers: the classes differ with the hub's version
-        return _instead(error, name, options, hint)
+        return _instead(error, name, asked, options, hint)
     chosen = wanted([file.rfilename for file in told.siblings or ()], asked)
     try:
         return _inside(Path(hub.snapshot_download(**options, allow_patterns=chosen, tqdm_class=_bar())), asked)
     except Exception as error:
-        return _instead(error, name, options, hint)
+        return _instead(error, name, asked, options, hint)
 
 
-def _instead(error: Exception, name: str, options: dict[str, Any], hint: str) -> Path:
+def _instead(error: Exception, name: str, asked: Place, options: dict[str, Any], hint: str) -> Path:
     """The copy in the cache where the hub could not be reached. Raises ValueError for what it answered, and where there is none."""
     from huggingface_hub import errors
 
@@ -111,7 +122,7 @@ def _instead(error: Exception, name: str, options: dict[str, Any], hint: str) ->
     elif isinstance(error, errors.HFValidationError):
         message = f"no name of the Hugging Face hub ({_line(error)})"
     else:
-        copy = _cached(place(name), options)
+        copy = _cached(asked, options)
         if copy is not None:
             return copy
         message = f"{where} could not be reached ({_line(error)}), and the hub's cache holds no whole copy"
@@ -150,7 +161,7 @@ def _bar() -> type:
     return Bar
 
 
-def modelscope(name: str) -> Path:
+def modelscope(name: str, *, weights: bool = True) -> Path:
     """The folder (or .gguf file) of a model of ModelScope, through the package modelscope and its cache.
 
     Raises ValueError of one line, as `hugging_face` does, and when the package is not installed.
@@ -160,7 +171,7 @@ def modelscope(name: str) -> Path:
         from modelscope.hub.snapshot_download import snapshot_download
     except ModuleNotFoundError:
         raise ValueError(f'modelscope:{name} needs the package modelscope; pip install "triform[modelscope]"') from None
-    asked = place(name)
+    asked = place(name, weights)
     options: dict[str, Any] = {} if asked.revision is None else {"revision": asked.revision}
     try:
         files = [str(file["Path"]) for file in HubApi().get_model_files(asked.repository, recursive=True, **options)]

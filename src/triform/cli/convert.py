@@ -1,0 +1,91 @@
+"""`triform convert`: a model in another format."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .models import MODEL, bar, loading
+
+app = typer.Typer(add_completion=False)
+_STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+Dtype = Literal["auto", "fp32", "bf16", "fp16", "q8_0", "q4_0"]
+
+
+@app.command(
+    epilog="Examples: triform convert runs/storyteller/model storyteller.gguf --to gguf --dtype q8_0  ·  "
+    "triform convert smollm2-135m-instruct smollm2 --to hf"
+)
+def convert(
+    name: Annotated[str, typer.Argument(metavar="SRC", help=f"{MODEL}.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder (hf) or the .gguf file to write.")],
+    to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="hf: a folder that transformers opens; gguf: a file for llama.cpp.")],
+    dtype: Annotated[Dtype, typer.Option(help="What numbers are stored as; auto: as they are. q8_0 and q4_0 are of gguf.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a model, its tokenizer and its chat template in another format. Fails where the format has no counterpart, and says of what."""
+    from triform import hub
+
+    if to == "hf" and dtype in ("q8_0", "q4_0"):
+        raise ValueError(f"--dtype: expected auto, fp32, bf16 or fp16 with --to hf, got {dtype}")
+    _check(target, to, force)
+    place = hub.locate(name)
+    start = time.perf_counter()
+    written = _folder(place, target, dtype) if to == "hf" else _gguf(place, target, dtype)
+    facts = {"source": str(place), "path": str(target), "format": to, "bytes": sum(written.values()), "files": written}
+    facts["seconds"] = round(time.perf_counter() - start, 2)
+    _report(facts, as_json)
+
+
+def _check(target: Path, to: str, force: bool) -> None:
+    if to == "gguf" and target.suffix != ".gguf":
+        raise ValueError(f"{target}: expected a name that ends in .gguf with --to gguf")
+    if target.exists() and target.is_dir() != (to == "hf"):
+        raise ValueError(f"{target}: expected {'a folder' if to == 'hf' else 'a file'} to write, found the other; choose another name")
+    if not force and target.exists() and (to == "gguf" or any(target.iterdir())):
+        raise ValueError(f"{target} is there already; --force replaces it")
+
+
+def _folder(place: Path, target: Path, dtype: Any) -> dict[str, int]:
+    """Write a public folder; returns the size of each of its files."""
+    from triform import hub
+    from triform.hub.saving import public_files
+
+    public_files(hub.read_spec(place), None)  # refuses what has no counterpart, before any weight is read
+    with loading(place):
+        model, tokenizer = hub.load(place, dtype=dtype)
+    hub.save(model, tokenizer, target, hub.task(place))
+    return {path.relative_to(target).as_posix(): path.stat().st_size for path in sorted(target.rglob("*")) if path.is_file()}
+
+
+def _gguf(place: Path, target: Path, dtype: Any) -> dict[str, int]:
+    """Write a GGUF file; returns its size."""
+    from triform import hub
+    from triform.hub import gguf
+
+    with loading(place):
+        model, tokenizer = hub.load(place)
+    if tokenizer is None:
+        raise ValueError(f"{place}: expected the model's tokenizer beside it, as a .gguf file holds both; found none")
+    if dtype == "auto":
+        dtype = _STORED[str(next(model.parameters()).dtype).removeprefix("torch.")]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with bar("tensors") as done:
+        gguf.write(model, tokenizer, target, dtype, done=done)
+    return {target.name: target.stat().st_size}
+
+
+def _report(facts: dict[str, Any], as_json: bool) -> None:
+    from triform.planner.quantities import data_size
+
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    for file, size in facts["files"].items() if len(facts["files"]) > 1 else ():
+        print(f"  {data_size(size):>8}  {file}")
+    print(f"{facts['path']}: {data_size(facts['bytes'])} in {facts['seconds']:.1f} s")

@@ -1,0 +1,64 @@
+"""What the files of a checkpoint hold, told from their headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import WeightFiles
+
+if TYPE_CHECKING:
+    from triform.text import Tokenizer
+
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a checkpoint's files: the bytes of its weights, how many numbers of each type are stored, and its tokenizer.
+
+    numbers: by the name of the type (bfloat16, Q4_1), the most frequent first; empty where no weights are there.
+    tokenizer: its kind (BPE, WordPiece, Unigram); None where there is none.
+    """
+
+    bytes: int
+    numbers: dict[str, int]
+    tokenizer: str | None
+    vocab_size: int | None
+    chat_template: bool
+
+
+def facts(path: Path) -> Facts:
+    """The facts of a model's folder or .gguf file. Reads headers and the tokenizer; needs no torch.
+
+    Raises ValueError of one line that names a file that is damaged.
+    """
+    tokenizer: Tokenizer | None = None
+    numbers: Counter[str] = Counter()
+    size = 0
+    if path.suffix == ".gguf":
+        from .gguf import GGUFFile
+
+        file = GGUFFile(path)
+        for stored in file.header.tensors.values():
+            numbers[stored.kind] += prod(stored.shape)
+        size, tokenizer = path.stat().st_size, file.tokenizer()
+    else:
+        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        size = sum(file.stat().st_size for file in files)
+        for tensor in WeightFiles(path).stored.values() if files else ():
+            numbers[tensor.dtype] += prod(tensor.shape)
+        if any(True for name in _TOKENIZERS for _ in path.glob(name)):
+            from triform.text import Tokenizer
+
+            tokenizer = Tokenizer.load(path)
+    return Facts(
+        bytes=size,
+        numbers=dict(numbers.most_common()),
+        tokenizer=type(tokenizer.backend.model).__name__ if tokenizer else None,
+        vocab_size=tokenizer.vocab_size if tokenizer else None,
+        chat_template=bool(tokenizer and tokenizer.chat_template),
+    )
