@@ -13,14 +13,15 @@ _EXPORTS = {
     "Layout": "nn",
     "Trace": "nn",
     "load": "hub",
+    "plan": "planner",
     "save": "hub",
 }
 _PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "planner", "text", "train")
 
 __version__ = version("triform")
 __all__ = [
-    "Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "planner", "save", "text",
-    "train",
+    "Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "plan", "planner", "save",
+    "text", "train",
 ]  # fmt: skip
 
 

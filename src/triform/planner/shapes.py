@@ -38,8 +38,9 @@ def vocabulary(size: int) -> int:
 def build(form: str, width: int, depth: int, vocab_size: int, hidden: int | None = None) -> config.Transformer:
     """A modern model of a form: RMSNorm before each sublayer, rotary positions, SwiGLU, no biases.
 
-    Heads are 64 wide, and 128 from a width of 2048. `depth` counts the layers of all stacks, which an encoder-decoder shares out evenly. Output and
-    token table are one below a width of 2048. `hidden`: of the feed-forward; None: 8/3 of the width.
+    Heads are 64 wide, and 128 from a width of 2048; below it, output and token table are one.
+    `depth` counts the layers of all stacks, which an encoder-decoder shares out evenly.
+    `hidden`: of the feed-forward; None: 8/3 of the width.
     """
     encoder, decoder = {"decoder-only": (0, depth), "encoder-only": (depth, 0), "encoder-decoder": (depth // 2, depth - depth // 2)}[form]
     feed_forward = config.FeedForward(hidden=hidden or _hidden(width), activation="silu", gated=True, bias=False)
