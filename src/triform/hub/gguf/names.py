@@ -20,7 +20,6 @@ _TOP: tuple[Row, ...] = (
     ("head.weight", "output.weight"),
 )
 _LAYER = {
-    "attention.body.value": "attn_v",
     "attention.body.out": "attn_output",
     "feed_forward.body.gate": "ffn_gate",
     "feed_forward.body.up": "ffn_up",
@@ -70,6 +69,7 @@ def family(architecture: str, spec: config.Transformer) -> Family:
         rows += pairs(_OURS, _THEIRS, _NORMS)
         return Family(name="gpt2", table=rules(*rows))
     turned = (interleaved(stack.head_width(attention)),) if architecture == "llama" else ()
+    rows += pairs(_OURS, _THEIRS, {"attention.body.value": "attn_v"})
     for kind in ("weight", "bias"):
         rows += [(f"{_OURS}.attention.body.{part}.{kind}", f"{_THEIRS}.attn_{part[0]}.{kind}", *turned) for part in ("query", "key")]
     raised = (RAISED,) if architecture == "gemma3" else ()
