@@ -53,7 +53,7 @@ class PatchInput(nn.Module):
         expected = (self.spec.channels, self.spec.image, self.spec.image)
         if tuple(pixels.shape[1:]) != expected:
             raise ValueError(f"expected pixels of shape (batch, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}")
-        patches = self.patch(pixels).flatten(2).transpose(1, 2)
+        patches = self.patch(pixels.type_as(self.patch.weight)).flatten(2).transpose(1, 2)
         x = torch.cat((self.first.expand(len(patches), 1, -1), patches), dim=1) + self.position
         out: Tensor = self.dropout(self.norm(x))
         return out
