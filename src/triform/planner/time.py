@@ -20,7 +20,7 @@ SHARES = (
     (0.45, 0.50, 0.47, 0.40),
 )
 # Of this machine's processor, whose peak is measured with a large product and so is already what can be reached.
-CPU_SHARES = (0.35, 0.50, 0.60, 0.65, 0.65)
+CPU_SHARES = (0.45, 0.50, 0.55, 0.60, 0.60)
 BANDWIDTH_SHARE = 0.6
 SOURCE = (
     "default from published training runs: nanoGPT 124M on A100 26 %, TinyLlama 1.1B on A100 51 %, LLaMA 65B on A100 48 %, Llama 3 405B on "

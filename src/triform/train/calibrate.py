@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save
 
 from triform import config
 from triform.nn import IGNORE, build
@@ -25,7 +27,6 @@ from triform.planner.calibration import Calibration, remember
 from triform.planner.machine import measure
 from triform.planner.setting import Setting
 
-from .checkpoint import save_checkpoint
 from .loop import Trainer
 from .peak import choose_precision
 from .recipe import Recipe, TrainRecipe
@@ -36,6 +37,8 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 _WARM_UP = 0.15  # of the time, and at least two steps: thread pools, kernels chosen for a shape, caches
 _LEAST = 3  # timed steps, however long they take
 _VALIDATION_SHARE = 0.2  # of the time
+_SIZING_SHARE = 0.1  # of the time, for steps that are made and not taken
+_ALIKE = 0.005  # steps whose FLOPs differ by less are of one size
 
 
 @dataclass
@@ -62,7 +65,7 @@ def calibrate(
 
     The steps are the training loop's own. Of a recipe they are spread evenly over the run, so that padding is what
     it will be, and a validation and a checkpoint are timed too; its data is prepared first, in `folder` where one is
-    given, which takes what it takes. The result is remembered (`calibration.recall`) for this machine, the model
+    given (not the run's own), to be found there the next time. The result is remembered (`calibration.recall`) for this machine, the model
     and the setting (`setting_of` a recipe). `report` is called with the share that is done.
 
     Raises ValueError for a model that no objective trains, for a model without a setting, and for less than a second.
@@ -118,41 +121,71 @@ def _place(folder: Path | None) -> Iterator[Path]:
 def _measure(
     steps: Steps, batches: Callable[[int], Sequence[Batch]], count: int, seconds: float, say: Report, *, trainer: Trainer | None = None
 ) -> Calibration:
-    begun, work, tokens = time.perf_counter(), 0.0, 0
+    begun, number, warm = time.perf_counter(), 0, 0
     times: list[float] = []
-    number = warm = 0
+    sizes: list[tuple[float, int]] = []
     while True:
         passed = time.perf_counter() - begun
         if passed >= seconds and len(times) >= _LEAST:
             break
         say(min(1.0, passed / seconds) * (1 - _VALIDATION_SHARE))
+        step, number = _walk(number, count), number + 1
         start = time.perf_counter()
-        # A golden-ratio walk comes everywhere in the run evenly, whenever it ends.
-        made = batches(int(number * _GOLDEN % 1 * count))
-        row = steps.take(int(number * _GOLDEN % 1 * count), made)
+        made = batches(step)
+        steps.take(step, made)
         took = time.perf_counter() - start
-        number += 1
         if warm < 2 or (passed < _WARM_UP * seconds and not times):
             warm += 1
             continue
         times.append(took)
-        work += sum(_flops(steps, batch) for batch in made)
-        tokens += int(row["tokens"])
-    mean = statistics.fmean(times)
+        sizes.append(_size(steps, made))
+    mean, (work, tokens) = _corrected(times, sizes, (_size(steps, batches(_walk(number + i, count))) for i in range(count)), seconds)
     validation, checkpoint = _rest(trainer, seconds * _VALIDATION_SHARE) if trainer is not None else (0.0, 0.0)
     say(1.0)
     return Calibration(
         step_seconds=mean,
-        step_flops=work / len(times),
-        step_tokens=tokens / len(times),
-        utilisation=work / sum(times) / measure().card.at(steps.precision),
+        step_flops=work,
+        step_tokens=tokens,
+        utilisation=work / mean / measure().card.at(steps.precision),
         validation_seconds=validation,
         checkpoint_seconds=checkpoint,
         steps=len(times),
-        spread=statistics.pstdev(times) / mean,
+        spread=statistics.pstdev(times) / statistics.fmean(times),
         precision=steps.precision,
         day=date.today().isoformat(),
     )
+
+
+def _walk(number: int, count: int) -> int:
+    """The golden-ratio walk over the steps of a run, which comes everywhere evenly, whenever it ends."""
+    return int(number * _GOLDEN % 1 * count)
+
+
+def _corrected(
+    times: list[float], sizes: list[tuple[float, int]], more: Iterator[tuple[float, int]], seconds: float
+) -> tuple[float, tuple[float, float]]:
+    """Seconds, FLOPs and tokens of a mean step of the run.
+
+    Where steps differ in size, those that were timed are a small sample: more are made, not taken, and the time
+    is corrected along its slope over the FLOPs (a control variate).
+    """
+    works = [work for work, _ in sizes]
+    mean = statistics.fmean(times)
+    if statistics.pstdev(works) < _ALIKE * statistics.fmean(works):
+        return mean, (statistics.fmean(works), statistics.fmean(tokens for _, tokens in sizes))
+    slope = max(0.0, statistics.linear_regression(works, times).slope)
+    every, end = list(sizes), time.perf_counter() + _SIZING_SHARE * seconds
+    for size in more:
+        every.append(size)
+        if time.perf_counter() >= end:
+            break
+    work = statistics.fmean(work for work, _ in every)
+    return mean + slope * (work - statistics.fmean(works)), (work, statistics.fmean(tokens for _, tokens in every))
+
+
+def _size(steps: Steps, batches: Sequence[Batch]) -> tuple[float, int]:
+    """FLOPs, padding included, and tokens, padding left out, of a step."""
+    return sum(_flops(steps, batch) for batch in batches), sum(batch.tokens for batch in batches)
 
 
 def _flops(steps: Steps, batch: Batch) -> float:
@@ -176,9 +209,13 @@ def _rest(trainer: Trainer, seconds: float) -> tuple[float, float]:
         start = time.perf_counter()
         trainer.evaluate(islice(trainer.validation.once(most), stride // 2, None, stride))
         validation = (time.perf_counter() - start) * whole / len(range(stride // 2, whole, stride))
-    with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=trainer.folder) as place:
+    # What a checkpoint holds, written beside where it will be.
+    tensors = {f"model/{name}": tensor.detach() for name, tensor in trainer.model.named_parameters()} | trainer.optimizer.state()
+    with tempfile.TemporaryFile(dir=trainer.folder) as file:
         start = time.perf_counter()
-        save_checkpoint(Path(place), trainer.model, trainer.optimizer, trainer.state, 1)
+        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        file.flush()
+        os.fsync(file.fileno())
         return validation, time.perf_counter() - start
 
 
