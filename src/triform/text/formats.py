@@ -6,6 +6,7 @@ Ids are those given: an added token is in the vocabulary under its id, or follow
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of p
 HIGHEST_ID = 2**24
 LONGEST_TOKEN = 2**14  # bytes; the longest of public vocabularies are runs of a few hundred spaces
 _SPACE = "▁"
-_UNREACHABLE = -1e6  # a score no path through a text takes while the text's own characters are in the vocabulary
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -124,7 +124,7 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, unk
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(_CLIP), "removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    spaces = [decoders.Fuse(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)]
+    spaces = [decoders.Fuse(), decoders.Replace("</w>", " "), decoders.Replace(Regex(r" \z"), "")]
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), *spaces])
     return add_tokens(backend, added)
 
@@ -185,20 +185,22 @@ def unigram(
     if unk is None:
         raise ValueError("a unigram model needs an unknown piece, and this one has none")
     found = [token for token in mine if token.special]
-    best = max((score for _, score, kind in pieces if kind == NORMAL), default=0.0)
+    scores = [score for _, score, kind in pieces if kind == NORMAL] or [0.0]
+    best, lowest = max(scores), min(scores)
     vocab = []
     for text, score, kind in pieces:  # a user-defined piece is better than any way to spell it
-        vocab.append((text, score if kind == NORMAL else len(text) * best - 0.1 if kind == USER_DEFINED else _UNREACHABLE))
+        vocab.append((text, score if kind == NORMAL else len(text) * best - 0.1 if kind == USER_DEFINED else lowest))
     unk_id = next(i for i, piece in enumerate(pieces) if piece[2] == UNKNOWN)
     added = _merged(found, added)
     for token in sorted(added, key=lambda token: token.id):
         if token.id == len(vocab):
-            vocab.append((token.text, _UNREACHABLE))
+            vocab.append((token.text, lowest))
     with library("not a unigram vocabulary"):
         backend = tokenizers.Tokenizer(models.Unigram(vocab, unk_id, fallback))
     # words one by one are quicker, and the same where no piece reaches over a space
     split = not any(_SPACE in text[1:] for text, _, kind in pieces if kind in (NORMAL, USER_DEFINED))
-    _sentencepiece_text(backend, normalization, split=split)
+    hidden = [text for text, _, kind in pieces if kind not in (NORMAL, USER_DEFINED)] + [text for text, _ in vocab[len(pieces) :]]
+    _sentencepiece_text(backend, normalization, split=split, hidden=hidden)
     return add_tokens(backend, added)
 
 
@@ -361,8 +363,8 @@ def _pieces(pieces: Sequence[Piece], byte_fallback: bool | None) -> tuple[dict[s
     return vocab, added, whole if byte_fallback is None else byte_fallback, unknown
 
 
-def _sentencepiece_text(backend: tokenizers.Tokenizer, normalization: Normalization, split: bool) -> None:
-    """Normalizer, pre-tokenizer and decoder of a SentencePiece model."""
+def _sentencepiece_text(backend: tokenizers.Tokenizer, normalization: Normalization, split: bool, hidden: Sequence[str] = ()) -> None:
+    """Normalizer, pre-tokenizer and decoder of a SentencePiece model. The model does not find `hidden` pieces that a text spells out."""
     steps: list[Any] = []
     if normalization.charsmap:
         with library("the table of replacements (precompiled_charsmap) is damaged"):
@@ -374,9 +376,17 @@ def _sentencepiece_text(backend: tokenizers.Tokenizer, normalization: Normalizat
     steps.append(normalizers.Replace(" ", _SPACE))
     backend.normalizer = normalizers.Sequence(steps)
     scheme = "first" if normalization.dummy_prefix == "text" else "never"
+    cuts: list[Any] = []
+    first = {text[0] for text in hidden if len(text) > 1}
+    if first:  # cut after the first character
+        rests = {c: "|".join(re.escape(text[1:]) for text in hidden if text[0] == c and len(text) > 1) for c in sorted(first)}
+        with library("its control pieces cannot be told from text"):
+            cuts.append(pre_tokenizers.Split(Regex("|".join(f"{re.escape(c)}(?={rest})" for c, rest in rests.items())), "isolated"))
     if split or scheme == "first":
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, scheme, split=split)
+        cuts.append(pre_tokenizers.Metaspace(_SPACE, scheme, split=split))
+    if cuts:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     decode: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if normalization.dummy_prefix:
-        decode.append(decoders.Strip(" ", 1, 0))
+    if normalization.dummy_prefix or normalization.remove_extra_whitespaces:
+        decode.append(decoders.Strip(" ", LONGEST_TOKEN if normalization.remove_extra_whitespaces else 1, 0))
     backend.decoder = decoders.Sequence(decode)

@@ -305,7 +305,8 @@ def _sentencepiece(file: Path, settings: _Settings, encoding: str | None) -> Loa
         name = "t5" if model.kind == spmodel.UNIGRAM and model.pad == pieces[0][0] and model.eos == pieces[1][0] else "llama"
     unk = next((token for token, _, kind in pieces if kind == formats.UNKNOWN), None)
     named = {"bos": model.bos if _FAMILIES[name].before else None, "eos": model.eos, "pad": model.pad, "unk": unk}
-    family = replace(_FAMILIES[name], roles={role: token for role, token in named.items() if token})
+    family = _FAMILIES[name]
+    family = replace(family, roles={**family.roles, **{role: token for role, token in named.items() if token}})
     vocab = {token: i for i, (token, _, _) in enumerate(pieces)}
     roles, added = settings.special(vocab, family)
     if name == "t5":

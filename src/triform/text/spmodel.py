@@ -14,6 +14,7 @@ import numpy as np
 from .formats import NORMAL, Normalization, Piece
 
 UNIGRAM, BPE = 1, 2
+_AT_ONCE = 1024  # nodes of a table of replacements
 _KINDS = {3: "word", 4: "character"}
 
 
@@ -149,8 +150,9 @@ def check_charsmap(charsmap: bytes) -> None:
     labels, leaves = units & (1 << 31 | 0xFF), (units >> 8 & 1).astype(bool)
     characters = np.arange(1, 256)
     seen = np.zeros(len(units), bool)
-    nodes = np.zeros(1, np.int64)
-    while len(nodes):
+    waiting = [np.zeros(1, np.int64)]
+    while waiting:
+        nodes = waiting.pop()
         seen[nodes] = True
         base = bases[nodes]
         if ((base | 0xFF) >= len(units)).any():
@@ -160,4 +162,5 @@ def check_charsmap(charsmap: bytes) -> None:
             raise ValueError(f"{damaged}: it points outside the replacements")
         following = (base[:, None] ^ characters).ravel()
         following = following[labels[following] == np.tile(characters, len(base))]
-        nodes = np.unique(following[~seen[following]])
+        following = np.unique(following[~seen[following]])
+        waiting += [following[at : at + _AT_ONCE] for at in range(0, len(following), _AT_ONCE)]
