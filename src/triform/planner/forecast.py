@@ -11,7 +11,9 @@ from triform import config, hub
 
 from . import calibration, cost, describe, flops, memory, quantities, scaling, shapes, time
 from .explain import Line
-from .hardware import Fleet, hardware
+from .hardware import Fleet
+from .hardware import hardware as hardware_named
+from .parallel import Shared, layouts, read_layout, share
 from .parameters import Part
 from .parameters import parameters as count_parameters
 from .setting import Setting
@@ -78,7 +80,11 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The answers of `triform plan`. tokens: positions that training reads in all, both sides of a pair counted."""
+    """The answers of `triform plan`.
+
+    tokens: positions that training reads in all, both sides of a pair counted. layouts: where a layout was asked for, the
+    one that memory and time are of, and others that fit.
+    """
 
     name: str
     model: config.Model
@@ -92,6 +98,7 @@ class Plan:
     time: time.Time
     data: Data | None
     cost: cost.Cost
+    layouts: tuple[Shared, ...]
     notes: tuple[str, ...]
 
     def lines(self) -> Iterator[Line]:
@@ -99,6 +106,8 @@ class Plan:
         yield from self.flops.lines
         for found in (self.memory.training, self.memory.inference):
             yield from (*found.lines, *found.published)
+        if self.layouts:
+            yield from self.layouts[0].lines
         yield from self.time.lines
         if self.data is not None:
             yield from self.data.loss.lines
@@ -130,6 +139,7 @@ class Plan:
             "time": {k: v for k, v in vars(self.time).items() if k != "lines"},
             "data": None if data is None else _data(data),
             "cost": {k: v for k, v in vars(self.cost).items() if k not in ("lines", "region")} | {"region": self.cost.region.name},
+            "layouts": [layout.to_dict() for layout in self.layouts],
             "notes": list(self.notes),
         }
 
@@ -154,14 +164,15 @@ def _data(data: Data) -> dict[str, Any]:
 def plan(
     model: str | Path | config.Model, *, tokens: int | str | None = None, hardware: str | Fleet = "A100-80G",
     corpus: int | str | None = None, price: float | None = None, region: str | float = "world", utilisation: float | None = None,
-    **setting: Any,
+    parallel: str | None = None, **setting: Any,
 ) -> Plan:  # fmt: skip
     """What a model is and what training it takes; needs no torch, and answers within a second.
 
     model: a preset's name, a configuration or its file, a checkpoint's folder, .gguf file or name, or a size such as "120M".
     tokens: that training reads, such as "1.2B"; None: 20 for each parameter (Hoffmann et al. 2022).
-    hardware: such as "8xA100-80G", or "this" for the machine that asks, which is measured once. Several cards hold a copy
-        each and share the batch out (data parallelism).
+    hardware: such as "8xA100-80G", or "this" for the machine that asks, which is measured once.
+    parallel: how several cards share the work, such as "dp=4,tp=2,zero=1" (see `parallel.Layout`), or "auto" for the fastest
+        layout that fits; None: each holds a copy and they share the batch out.
     corpus: unique tokens that there are, where text is read more than once. price: USD an hour of one card.
     region: a grid's name, or grams of CO2 a kilowatt-hour. utilisation: a measured share of the peak, in place of the default.
     setting: the fields of `Setting`, such as batch=8, sequence=1024, precision="bf16".
@@ -176,26 +187,46 @@ def plan(
     active = counted.active if size is None else size
     total = quantities.count(tokens, "tokens") if tokens is not None else round(scaling.TOKENS_A_PARAMETER * active)
     sequences = total / _positions(spec, how)
+    shared = _layouts(spec, how, fleet, parallel)
+    if shared:
+        how = shared[0].setting
+    replicas = shared[0].layout.data if shared else fleet.count
+    steps = max(1, round(sequences / (how.batch * how.accumulate * replicas)))
     work = _flops(spec, how, active, total, sequences)
-    ideal = time.estimate(work.rule_of_thumb, fleet, how.precision, width=spec_width(spec))
-    measured = _measured(spec, how, hardware) if utilisation is None else (utilisation, "given")
-    spent = time.estimate(work.exact, fleet, how.precision, width=spec_width(spec), measured=measured)
-    spent = replace(spent, ideal_seconds=ideal.ideal_seconds, lines=(ideal.lines[0], *spent.lines[1:]))
+    spent = _time(work, how, fleet, spec_width(spec), _measured(spec, how, hardware) if utilisation is None else (utilisation, "given"))
+    if shared:
+        spent = replace(spent, expected_seconds=steps * shared[0].step_seconds)
     return Plan(
         name=name,
         model=spec,
         setting=how,
         hardware=fleet,
         tokens=total,
-        steps=max(1, round(sequences / (how.batch * how.accumulate * fleet.count))),
+        steps=steps,
         parameters=_parameters(counted.tree, active if size is not None else counted.total, active, counted.embedding),
         flops=work,
-        memory=_memories(spec, how, fleet),
+        memory=_memories(spec, how, fleet, shared),
         time=spent,
         data=_text(spec, active, total, corpus),
         cost=cost.estimate(spent.expected_seconds, fleet, price=price, region=region, utilisation=spent.utilisation),
-        notes=tuple(_notes(spec, how, fleet, size, tokens)),
+        layouts=tuple(shared),
+        notes=tuple(_notes(spec, fleet, size, tokens, parallel)),
     )
+
+
+def _layouts(model: config.Model, setting: Setting, fleet: Fleet, wanted: str | None) -> list[Shared]:
+    if wanted is None:
+        return []
+    if wanted == "auto":
+        return layouts(model, setting, fleet)
+    return [share(model, setting, read_layout(wanted, fleet.count), fleet)]
+
+
+def _time(work: Flops, setting: Setting, fleet: Fleet, width: int, measured: tuple[float, str] | None) -> time.Time:
+    """The rule of thumb at the peak, as papers have it, and the exact count at what is reached."""
+    ideal = time.estimate(work.rule_of_thumb, fleet, setting.precision, width=width)
+    expected = time.estimate(work.exact, fleet, setting.precision, width=width, measured=measured)
+    return replace(expected, ideal_seconds=ideal.ideal_seconds, lines=(ideal.lines[0], *expected.lines[1:]))
 
 
 def _measured(model: config.Model, setting: Setting, hardware: str | Fleet) -> tuple[float, str] | None:
@@ -206,7 +237,7 @@ def _measured(model: config.Model, setting: Setting, hardware: str | Fleet) -> t
 
 def hardware_of(name: str | Fleet) -> Fleet:
     """A fleet, by name or as it is."""
-    return name if isinstance(name, Fleet) else hardware(name)
+    return name if isinstance(name, Fleet) else hardware_named(name)
 
 
 def find(model: str | Path | config.Model) -> tuple[str, config.Model, int | None]:
@@ -289,13 +320,16 @@ def _parameters(tree: Part, total: int, active: int, embedding: int) -> Paramete
     )
 
 
-def _memories(model: config.Model, setting: Setting, fleet: Fleet) -> Memories:
+def _memories(model: config.Model, setting: Setting, fleet: Fleet, shared: list[Shared]) -> Memories:
     capacity, target = fleet.card.memory, setting.target if model.form == "encoder-decoder" else None
     room = round(capacity * (1 - RESERVE))
     text = any(isinstance(stack.input, config.Tokens) for stack in _stacks(model))
     shape: dict[str, Any] = {"target": target, "dtype": setting.precision, "device": setting.device}
+    training = memory.training(model, setting)
+    if shared:
+        training = replace(training, parts=shared[0].memory, largest=shared[0].memory)
     return Memories(
-        training=memory.training(model, setting),
+        training=training,
         inference=memory.inference(model, context=setting.sequence, **shape),
         capacity=capacity,
         longest_context=memory.longest_context(model, room, limit=_LONGEST, **shape) if text else None,
@@ -312,7 +346,7 @@ def _text(model: config.Model, active: int, tokens: int, corpus: int | str | Non
     return Data(loss=scaling.loss(active, again.tokens if again else tokens), distance=scaling.distance(active, tokens), repetition=again)
 
 
-def _notes(model: config.Model, setting: Setting, fleet: Fleet, size: int | None, tokens: int | str | None) -> Iterator[str]:
+def _notes(model: config.Model, fleet: Fleet, size: int | None, tokens: int | str | None, parallel: str | None) -> Iterator[str]:
     if size is not None:
         last, stood = _stacks(model)[-1], count_parameters(model).total
         yield (
@@ -323,5 +357,5 @@ def _notes(model: config.Model, setting: Setting, fleet: Fleet, size: int | None
         yield "no --tokens: 20 for each parameter are assumed (Hoffmann et al. 2022)"
     if model.form == "encoder-decoder":
         yield "tokens count both sides; a token passes only its own side's parameters, so 6 P D is about twice the work"
-    if fleet.count > 1:
+    if fleet.count > 1 and parallel is None:
         yield f"{fleet.count} cards hold a copy each and share the batch out; --parallel plans other layouts"

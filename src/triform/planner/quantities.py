@@ -45,6 +45,12 @@ def is_count(text: str) -> bool:
     return found is not None and found[2].lower() in ("k", "m", "b", "t")
 
 
+def is_time(text: str) -> bool:
+    """Whether a text is meant as a time, such as 24h, be it a possible one or not."""
+    found = _NUMBER.fullmatch(text)
+    return found is not None and found[2].lower() in _SECONDS
+
+
 def duration(value: float) -> str:
     """Seconds in the words of a person: 46 min, 3.2 h, 12 days."""
     for unit, span, least in (("years", 365.25 * 86400, 2), ("days", 86400, 2), ("h", 3600, 2), ("min", 60, 2)):

@@ -108,12 +108,9 @@ def _item(item: str) -> tuple[str, Any]:
         raise ValueError(f"budget: expected form=, corpus=, vocab=, sequence= or data=, got {item!r}")
     if item.startswith("$") or item.upper().endswith("USD"):
         return "money", float(quantities.count(item.strip("$").upper().removesuffix("USD"), "money"))
-    try:
+    if quantities.is_time(item):
         return "seconds", quantities.seconds(item, "budget")
-    except ValueError:
-        if item[0].isdigit() and item.rstrip().split()[-1].lower() in ("h", "hours", "days", "min"):
-            raise
-        return "fleet", hardware(item)
+    return "fleet", hardware(item)
 
 
 def search(budget: Budget, *, count: int = 5, price: float | None = None, region: str | float = "world", **setting: Any) -> list[Candidate]:
@@ -263,7 +260,8 @@ def _fit(name: str, model: config.Transformer, room: int, sequence: int, given: 
     tables = [stack.input.position for stack in (model.encoder, model.decoder) if stack and isinstance(stack.input, config.Tokens)]
     length = min([sequence, *(table.length for table in tables if isinstance(table, config.Learned))])
     size, contexts = parameters(model).total, _contexts(model, room)
-    for optimizer in (given["optimizer"],) if "optimizer" in given else ("adamw", "adamw8bit"):
+    optimizers = (given["optimizer"],) if "optimizer" in given else ("adamw", "adamw8bit")
+    for optimizer in optimizers if 8 * size <= room else ():  # weights and gradients alone
         for how in (given["recompute"],) if "recompute" in given else _HOW:
             plain: dict[str, Any] = given | {"sequence": length, "optimizer": optimizer, "recompute": how}
             one, two = (memory.training(model, Setting(**plain | {"batch": batch})).total for batch in (1, 2))
