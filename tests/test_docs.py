@@ -26,7 +26,7 @@ from triform.objectives import build_objective
 from triform.planner.describe import short
 from triform.text import train_tokenizer
 from triform.train import DataRecipe, Recipe, TokenizerRecipe, TrainRecipe, loop, read_recipe
-from triform.train.recipe import ObjectiveSpec
+from triform.train.recipe import Guard, ObjectiveSpec
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs/guide.md"
@@ -184,7 +184,7 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("guide", PAIRS[1], ids=lambda file: str(file.relative_to(ROOT)))
-@pytest.mark.parametrize(("head", "cls"), [("data", DataRecipe), ("tokenizer", TokenizerRecipe), ("train", TrainRecipe)])
+@pytest.mark.parametrize(("head", "cls"), [("data", DataRecipe), ("tokenizer", TokenizerRecipe), ("train", TrainRecipe), ("train.guard", Guard)])
 def test_every_field_of_a_recipe_is_there_with_its_default(guide: Path, head: str, cls: type) -> None:
     rows = table(read(guide), f"`{head}.`")
     wanted = _defaults(cls)
@@ -344,7 +344,7 @@ def test_the_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert {row[0].strip("`") for row in rows} == set().union(*told)
         parts = next(rows[1:] for rows in tables(read(guide)) if rows[1][0] == "`recipe.yaml`")
         named = {name.split("/")[0] for row in parts for name in re.findall(r"`([\w./-]+)`", row[0])}
-        made = {path.name for path in (runs / "storyteller").iterdir()} | {"checkpoints", "curves.svg", "tensorboard"}
+        made = {path.name for path in (runs / "storyteller").iterdir()} | {"checkpoints", "curves.svg", "tensorboard", "skipped.jsonl"}
         assert named == made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,59 +16,12 @@ import pytest
 import torch
 import yaml
 from recipes import plain, recipe
-from safetensors.torch import load_file, save_file
+from runs import Killed, assert_same, killed_at, outcome, quiet, stopped_and_resumed
 
 from triform.train import Recipe, TrainRecipe, read_metrics, read_recipe, run
 
-TIMINGS = {"seconds", "tokens_per_second", "peak_share"}
 OPTIMIZERS = get_args(get_type_hints(TrainRecipe)["optimizer"])
 KINDS = ["Causal", "Masked", "SpanCorruption", "SequenceToSequence", "Classification"]
-
-
-class Killed(BaseException):
-    pass
-
-
-def quiet(row: dict[str, Any]) -> None:
-    pass
-
-
-def killed_at(step: int) -> Any:
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] == step:
-            raise Killed
-
-    return report
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves: weights, the last checkpoint with the optimizer's state, metrics but for the timings."""
-    last = sorted((folder / "checkpoints").iterdir())[-1]
-    state = json.loads((last / "state.json").read_text("utf-8"))
-    without = {k: v for k, v in state.items() if k not in ("seconds", "last")}
-    without["last"] = {k: v for k, v in state["last"].items() if k not in TIMINGS}
-    return {
-        "model": load_file(folder / "model" / "model.safetensors"),
-        "weights": load_file(last / "model.safetensors"),
-        "optimizer": load_file(last / "optimizer.safetensors"),
-        "state": without,
-        "metrics": [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(folder / "metrics.jsonl")],
-    }
-
-
-def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
-    for part in ("model", "weights", "optimizer"):
-        assert left[part].keys() == right[part].keys()
-        assert all(torch.equal(left[part][name], right[part][name]) for name in left[part]), part
-    assert left["state"] == right["state"]
-    assert left["metrics"] == right["metrics"]
-
-
-def stopped_and_resumed(made: Recipe, folder: Path, steps: list[int]) -> None:
-    for step in steps:
-        with pytest.raises(Killed):
-            run(made, folder, resume=True, report=killed_at(step))
-    assert run(made, folder, resume=True, report=quiet).finished
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,11 +36,22 @@ def test_each_objective_goes_on_bit_for_bit(kind: str, data: Path, tmp_path: Pat
     ("optimizer", "precision"), [(name, "fp32") for name in OPTIMIZERS] + [("adamw", "bf16"), ("muon", "bf16")]
 )
 def test_other_settings_go_on_bit_for_bit(optimizer: str, precision: str, data: Path, tmp_path: Path) -> None:
-    made = recipe("SequenceToSequence", data, bucket=2, accumulate=2, optimizer=optimizer, precision=precision, export="best", steps=5)
+    settings: dict[str, Any] = {"optimizer": optimizer, "precision": precision, "export": "best", "steps": 5}
+    made = recipe("SequenceToSequence", data, bucket=2, accumulate=2, background=precision == "fp32", **settings)
     run(made, tmp_path / "whole", report=quiet)
     # before any checkpoint, on one, and after one; twice in the same place
     stopped_and_resumed(made, tmp_path / "stopped", [1, 2, 3, 3, 5])
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
+
+
+def test_averages_go_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    made = recipe("Causal", data, ema=0.9)
+    run(made, tmp_path / "whole", report=quiet)
+    stopped_and_resumed(made, tmp_path / "stopped", [1, 3])
+    whole, stopped = outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")
+    assert_same(whole, stopped)
+    assert whole["average"].keys() == whole["weights"].keys()
+    assert not all(torch.equal(whole["average"][name], whole["weights"][name]) for name in whole["average"])
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])
@@ -147,7 +110,7 @@ def test_a_finished_run_is_left_as_it_is(data: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
-    run(recipe("Causal", data, checkpoint_every=1, keep=2), tmp_path / "run", report=quiet)
+    run(recipe("Causal", data, checkpoint_every=1, validate_every=9, keep=2), tmp_path / "run", report=quiet)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
 
 
@@ -167,62 +130,6 @@ def test_another_recipe_does_not_go_on_with_a_run(stopped: tuple[Recipe, Path], 
         with pytest.raises(ValueError, match="holds a run"):
             run(recipe("Causal", data, rate=0.5), folder, resume=resume)
     assert (folder / "metrics.jsonl").read_bytes() == before
-
-
-def _without_a_weight(checkpoint: Path) -> None:
-    _rewrite(checkpoint / "model.safetensors", lambda tensors: tensors.pop(next(iter(tensors))))
-
-
-def _without_a_moment(checkpoint: Path) -> None:
-    _rewrite(checkpoint / "optimizer.safetensors", lambda tensors: tensors.pop("exp_avg/decoder.input.token.weight"))
-
-
-def _with_a_stray_moment(checkpoint: Path) -> None:
-    _rewrite(checkpoint / "optimizer.safetensors", lambda tensors: tensors.update({"exp_avg/nowhere": torch.zeros(1)}))
-
-
-def _with_another_shape(checkpoint: Path) -> None:
-    _rewrite(checkpoint / "optimizer.safetensors", lambda tensors: tensors.update({"exp_avg/decoder.input.token.weight": torch.zeros(3)}))
-
-
-def _rewrite(file: Path, change: Any) -> None:
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
-
-
-def _cut(checkpoint: Path) -> None:
-    file = checkpoint / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-7])
-
-
-def _no_state(checkpoint: Path) -> None:
-    (checkpoint / "state.json").write_text('{"step": 4', encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("harm", "says"),
-    [
-        (_without_a_weight, "lacks decoder"), (_without_a_moment, "lacks exp_avg/decoder.input.token.weight"),
-        (_with_a_stray_moment, "also has exp_avg/nowhere"), (_with_another_shape, r"of \(3,\), expected \(120, 16\)"),
-        (_cut, "cannot be taken up"), (_no_state, "cannot be taken up"),
-    ],
-)  # fmt: skip
-def test_a_damaged_checkpoint_is_refused_in_one_line(harm: Any, says: str, stopped: tuple[Recipe, Path]) -> None:
-    made, folder = stopped
-    harm(folder / "checkpoints" / "step-00000004")
-    with pytest.raises(ValueError, match=says) as caught:
-        run(made, folder, resume=True, report=quiet)
-    assert "\n" not in str(caught.value)
-    assert "step-00000004" in str(caught.value)
-
-
-def test_without_the_damaged_checkpoint_the_one_before_serves(stopped: tuple[Recipe, Path]) -> None:
-    made, folder = stopped
-    shutil.rmtree(folder / "checkpoints" / "step-00000004")
-    rows: list[dict[str, Any]] = []
-    assert run(made, folder, resume=True, report=rows.append).finished
-    assert [row["step"] for row in rows] == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("what", ["text", "model", "tokenizer"])

@@ -15,9 +15,9 @@ from recipes import LINES, model, plain, recipe, stack
 from safetensors.torch import load_file
 
 from triform import config, hub
+from triform.planner.machine import matmul_peak
 from triform.train import Recipe, read_metrics, read_recipe, run
 from triform.train.metrics import progress_bar
-from triform.planner.machine import matmul_peak
 
 
 def quiet(row: dict[str, Any]) -> None:

@@ -102,6 +102,32 @@ def cosine(done: float) -> float:
 
 
 @settings(deadline=None)
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), decay=st.floats(0, 1), floor=st.floats(0, 1))
+def test_warm_up_stable_decay(steps: int, warmup: int, decay: float, floor: float) -> None:
+    made = TrainRecipe(steps=steps, warmup=warmup, floor=floor, decay=decay, schedule="wsd")
+    shares = [schedule(step, made) for step in range(steps)]
+    assert shares[:warmup] == [(step + 1) / warmup for step in range(min(steps, warmup))]
+    falls = max(warmup, steps - decay * steps)
+    assert all(share == 1 for step, share in enumerate(shares) if warmup <= step <= falls)
+    rest = [share for step, share in enumerate(shares) if step >= falls]
+    assert rest == sorted(rest, reverse=True)
+    assert all(floor <= share <= 1 for share in rest)
+    if falls < steps:  # the step after the last would be at the floor
+        assert schedule(steps, made) == pytest.approx(floor, abs=1e-9)
+
+
+@pytest.mark.parametrize(("width", "warmup"), [(512, 4000), (64, 10)])
+def test_the_schedule_of_2017(width: int, warmup: int) -> None:
+    """Vaswani et al. 2017, equation 3, for its steps 1, 2, ...; the peak rate is the formula's constant."""
+    made = TrainRecipe(steps=100_000, warmup=warmup, schedule="inverse_sqrt", floor=0.0)
+    for step in (1, 2, warmup - 1, warmup, warmup + 1, 2 * warmup, 90_000):
+        paper = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert width**-0.5 * warmup**-0.5 * schedule(step - 1, made) == pytest.approx(paper, rel=1e-12)
+    floored = replace(made, floor=0.5)
+    assert schedule(5 * warmup, floored) == 0.5
+
+
+@settings(deadline=None)
 @given(steps=st.integers(1, 500), warmup=st.integers(0, 600), floor=st.floats(0, 1), at=st.floats(0, 1))
 @pytest.mark.parametrize(("name", "curve"), [("cosine", cosine), ("linear", lambda done: 1 - done), ("constant", lambda done: 1.0)])
 def test_schedules(name: Any, curve: Any, steps: int, warmup: int, floor: float, at: float) -> None:

@@ -16,7 +16,8 @@ from triform.config.files import replacing
 from .recipe import Recipe
 
 _PARTS = ("tokenizer", "data", "checkpoints", "model")
-_FILES = ("metrics.jsonl", "curves.svg", "result.json", "tensorboard")
+SKIPPED = "skipped.jsonl"
+_FILES = ("metrics.jsonl", SKIPPED, "curves.svg", "result.json", "tensorboard")
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> bool:

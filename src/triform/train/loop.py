@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import torch
 
 from triform import config, hub
 from triform.nn import build
-from triform.objectives import Objective
+from triform.objectives import Batch, Objective
 from triform.planner.machine import matmul_peak, total_memory
 
 from .batches import Batches
-from .checkpoint import checkpoints, load_checkpoint, read_state, save_checkpoint
-from .folder import claim, starting, sweep
-from .metrics import Metrics, Report, plot_curves, progress_bar
+from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, read_state, step_of
+from .folder import SKIPPED, claim, starting, sweep
+from .guard import write_skipped
+from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
 from .peak import choose_precision
 from .prepare import check_sizes, prepare, text_fingerprint
 from .recipe import Recipe
@@ -61,8 +63,9 @@ class Trainer(Steps):
         check_sizes(recipe, total_memory(self.device))
         start = None if self.settings.start is None else _start(self.settings.start)
         self.metrics = Metrics(folder, tensorboard=self.settings.tensorboard)
-        found = checkpoints(folder / "checkpoints")
-        saved = read_state(found[-1]) if found else None
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings)
+        newest = self.checkpoints.newest()
+        saved = None if newest is None else read_state(newest)
         text = text_fingerprint(recipe.data)
         if saved and saved["text"] != text:
             raise ValueError(f"{folder}: the text in {recipe.data.source} has changed since this run began; start a new one with --out")
@@ -74,16 +77,18 @@ class Trainer(Steps):
             if saved and saved[name] != value:
                 raise ValueError(f"{folder}: the {name} is not the one this run began with; change it back, or start a new one with --out")
         self.model = build(self.spec, device=self.device, seed=self.settings.seed)
-        if start is not None and not found:
+        if start is not None and newest is None:
             self._begin_from(start)
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision)
         self.train = Batches(self.objective, prepared.train, self.settings)
         self.validation = Batches(self.objective, prepared.validation, self.settings) if len(prepared.validation) else None
-        if saved:
-            load_checkpoint(found[-1], self.model, self.optimizer)
-        fresh = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "last": {}, "precision": precision, **facts}
-        self.state: dict[str, Any] = saved or fresh
+        if newest is not None:
+            load_checkpoint(newest, self.model, self.optimizer, self.average)
+        counts: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "validated": None, "last": {}}
+        self.state: dict[str, Any] = saved or counts | {"guard": None, "precision": precision, **facts}
+        if self.watch is not None:
+            self.state["guard"] = self.watch.memory = self.state["guard"] or self.watch.memory
         self.last: dict[str, Any] = self.state["last"]
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
@@ -98,6 +103,7 @@ class Trainer(Steps):
         """Run the steps that are left. False when interrupted by a signal, with a checkpoint written."""
         self.peak = matmul_peak(self.precision, self.device)
         self.metrics.start(self.state["step"])
+        keep_until(self.folder / SKIPPED, self.state["step"])
         with _stop_flag() as stopped:
             for step in range(self.state["step"], self.settings.steps):
                 self.last |= self._step(step)
@@ -108,14 +114,19 @@ class Trainer(Steps):
                 report(dict(self.last))
                 stop = stopped.is_set()
                 if not end and (stop or done % self.settings.checkpoint_every == 0):
-                    save_checkpoint(self.folder / "checkpoints", self.model, self.optimizer, self.state, self.settings.keep)
+                    parts = parts_of(self.model, self.optimizer, self.average)
+                    self.checkpoints.save(parts, self.state, background=self.settings.background and not stop)
                 if stop and not end:
                     return False
         return True
 
     def _step(self, step: int) -> dict[str, Any]:
         start = time.perf_counter()
-        row = self.take(step, self.train.step(step))
+        batches = self.train.step(step)
+        row = self.take(step, batches)
+        if why := row.pop("skipped", None):
+            self._left_out(step, why, batches)
+            row = {name: value for name, value in row.items() if math.isfinite(value)}
         seconds = time.perf_counter() - start
         tokens, work = row.pop("tokens"), row.pop("flops")
         for key, value in {"step": 1, "seconds": seconds, "tokens": tokens, "flops": work}.items():
@@ -125,13 +136,32 @@ class Trainer(Steps):
         self.metrics.write(shown)
         return shown
 
+    def _left_out(self, step: int, why: str, batches: Sequence[Batch]) -> None:
+        """Put a step that was not taken on record, and go back to a checkpoint of before where it was one too many."""
+        assert self.watch is not None
+        back = self._go_back(step, why) if self.watch.goes_back() else None
+        row = {"step": step + 1, "why": why, "back_to": back}
+        write_skipped(self.folder / SKIPPED, row, self.train.indices(step), batches, self.tokenizer)
+
+    def _go_back(self, step: int, why: str) -> int:
+        """Take up the newest checkpoint of before the bad steps, and go on with the data after them; returns its step."""
+        assert self.watch is not None
+        memory, path = self.watch.memory, self.checkpoints.newest(until=self.watch.memory["good"])
+        if path is None or step_of(path) == memory["returned"]:
+            there = "there is no checkpoint of before" if path is None else f"going back to {path.name} did not help"
+            raise ValueError(f"{memory['bad']} bad steps in a row at step {step + 1} ({why}), and {there}; lower train.rate or raise train.warmup")
+        load_checkpoint(path, self.model, self.optimizer, self.average)
+        self.watch.memory |= {"bad": 0, "returned": step_of(path)}
+        return step_of(path)
+
     def _validate(self, step: int) -> dict[str, Any]:
         assert self.validation is not None
         start = time.perf_counter()
         found = self.evaluate(self.validation.once(self.settings.validation_batches))
         row = {"step": step, **{f"validation_{name}": value for name, value in found.items()}}
         best, now = self.state["best"], row["validation_loss"]
-        if best is None or now < best:
+        self.state["validated"] = [step, now]
+        if math.isfinite(now) and (best is None or now < best):
             self.state["best"] = now
             if self.settings.export == "best":
                 self.export()
@@ -141,7 +171,8 @@ class Trainer(Steps):
 
     def export(self) -> None:
         """Write the model, its tokenizer and its task to the run's folder `model`."""
-        hub.save(self.model, self.tokenizer, self.folder / "model", self.objective.task())
+        with self.averaged():
+            hub.save(self.model, self.tokenizer, self.folder / "model", self.objective.task())
 
     def result(self, finished: bool) -> Result:
         """What the run has come to so far."""
@@ -203,13 +234,20 @@ def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, report: Rep
     try:
         with progress_bar(recipe.train.steps, trainer.state["step"], report) as reporter:
             finished = trainer.fit(reporter)
+        trainer.checkpoints.wait()
+        plot_curves(folder)
+        result = trainer.result(finished)
+        if finished:
+            if recipe.train.export == "last" or trainer.validation is None:
+                trainer.export()
+            with hub.replacing(folder / "result.json") as file:
+                file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        trainer.checkpoints.wait()
+        there = checkpoints(folder / "checkpoints")
+        saved = f"its newest checkpoint is of step {step_of(there[-1])}" if there else "it has no checkpoint yet"
+        raise ValueError(f"{folder}: stopped at step {trainer.state['step']} ({error}); {saved}; go on with --resume") from error
     finally:
         trainer.metrics.close()
-    plot_curves(folder)
-    result = trainer.result(finished)
-    if finished:
-        if recipe.train.export == "last" or trainer.validation is None:
-            trainer.export()
-        with hub.replacing(folder / "result.json") as file:
-            file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        trainer.checkpoints.wait()
     return result

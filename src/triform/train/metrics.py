@@ -40,10 +40,9 @@ class Metrics:
             self._open = SummaryWriter
 
     def start(self, step: int) -> None:
-        """Drop rows after a step, and a row cut short, as a run that goes on from there will write them again."""
-        rows = [row for row in read_metrics(self.file) if row["step"] <= step]
-        with replacing(self.file) as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        """Drop rows after a step."""
+        self.file.touch()
+        keep_until(self.file, step)
         if self._open is not None:
             self._writer = self._open(str(self.folder / "tensorboard"), purge_step=step + 1)
 
@@ -71,6 +70,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def keep_until(file: Path, step: int) -> None:
+    """Drop rows after a step, and a row cut short, as a run that goes on from there will write them again."""
+    if file.exists():
+        rows = [row for row in read_metrics(file) if row["step"] <= step]
+        with replacing(file) as new:
+            new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 @contextmanager
@@ -110,7 +117,7 @@ def _lines(steps: int, done: int) -> Report:
 
 def figures(row: dict[str, Any]) -> str:
     """A step's figures in a few words."""
-    parts = [f"loss {row['loss']:.3f}"]
+    parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if "validation_loss" in row:
         parts.append(f"validation {row['validation_loss']:.3f}")
     if "validation_accuracy" in row:

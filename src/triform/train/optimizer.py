@@ -16,12 +16,22 @@ from .recipe import TrainRecipe
 
 
 def schedule(step: int, recipe: TrainRecipe) -> float:
-    """The share of the peak learning rate at a step counted from 0: linear warm-up, then cosine, linear or constant to the floor."""
+    """The share of the peak learning rate at a step counted from 0: linear warm-up, then the recipe's schedule, down to the floor.
+
+    wsd stays at the peak until the last `decay` of the steps and falls linearly there (Hu et al. 2024, section 4.1).
+    inverse_sqrt is sqrt(warmup / steps done), which with the peak width^-0.5 * warmup^-0.5 is equation 3 of
+    Vaswani et al. (2017).
+    """
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
+    if recipe.schedule == "inverse_sqrt":
+        return max(recipe.floor, math.sqrt(max(1, recipe.warmup) / (step + 1)))
     done = min(1.0, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[recipe.schedule]
-    return recipe.floor + (1 - recipe.floor) * left
+    if recipe.schedule == "wsd":
+        last = min(recipe.decay * recipe.steps, recipe.steps - recipe.warmup)
+        done = min(1.0, max(0.0, (step - (recipe.steps - last)) / last)) if last > 0 else 0.0
+    falls = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - done, "constant": 1.0}
+    return recipe.floor + (1 - recipe.floor) * falls[recipe.schedule]
 
 
 def _is_matrix_of_a_layer(name: str, parameter: Tensor) -> bool:

@@ -52,6 +52,26 @@ class DataRecipe:
 
 
 @spec
+class Guard:
+    """What to do about a bad step: it is left out, and after `roll_back_after` in a row the weights are those of the last checkpoint.
+
+    A step is bad when its loss or its gradient's norm is no number, or more than `spike` standard
+    deviations above the mean of the last `window` good steps (null: never for that).
+    """
+
+    spike: float | None = 6.0
+    window: int = 128
+    roll_back_after: int = 3
+
+    def __post_init__(self) -> None:
+        if self.spike is not None and self.spike <= 0:
+            raise ValueError(f"spike: expected a number above 0, or null, got {self.spike}")
+        for name, least in (("window", 2), ("roll_back_after", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+@spec
 class TrainRecipe:
     """The loop. `batch` counts samples of one micro-batch, of which `accumulate` make a step.
 
@@ -59,14 +79,18 @@ class TrainRecipe:
     AdamW, at `muon_rate`. adafactor (Shazeer & Stern 2018) has factored second moments, no first ones,
     and a rate relative to each tensor's size, at most 1 / sqrt(step). adamw8bit keeps its moments in bytes
     (Dettmers et al. 2022). The first of `betas` is sgd's momentum. `rate` is the peak learning rate; it rises over `warmup` steps
-    and falls by `schedule` to `floor` of the peak. precision auto: bf16 where this
+    and falls by `schedule` to `floor` of the peak; `decay` is the share of the steps in which wsd
+    (warm-up, stable, decay) falls. ema: of the weights an average is kept, of which each step changes this
+    share less than all; validation and the exported model use it. precision auto: bf16 where this
     machine multiplies it faster. recompute: what the backward pass works out again instead of
     keeping it (see `triform.nn.recompute`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
     load_balance, router_z: weights of the experts' losses, which are taken over a
     micro-batch and averaged over the step by its tokens. bucket: that many steps share
-    their samples out by length, which saves padding. export: the weights of the last step,
+    their samples out by length, which saves padding. keep: how many checkpoints, beside the one with the lowest
+    validation loss. background: checkpoints are written from a copy while training goes on. guard: bad steps are left
+    out; without it the first loss that is no number ends the run. export: the weights of the last step,
     or of the best validation. validation_batches: how many batches of the held-out samples,
     spread evenly over them, are scored each time; None: all. start: a model's folder to
     begin from: its stacks, and its head where this model's is alike.
@@ -81,9 +105,11 @@ class TrainRecipe:
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.1
     warmup: int = 100
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    decay: float = 0.2
     floor: float = 0.1
     clip: float = 1.0
+    ema: float | None = None
     smoothing: float = 0.0
     z_loss: float = 0.0
     load_balance: float = 0.01
@@ -95,6 +121,8 @@ class TrainRecipe:
     validation_batches: int | None = None
     checkpoint_every: int = 100
     keep: int = 2
+    background: bool = True
+    guard: Guard | None = None
     export: Literal["last", "best"] = "last"
     start: str | None = None
     tensorboard: bool = False
@@ -118,8 +146,11 @@ class TrainRecipe:
             raise ValueError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas: expected two numbers from 0 up to but not including 1, got {list(self.betas)}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor: expected a share from 0 to 1, got {self.floor}")
+        for name in ("floor", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema: expected a share between 0 and 1, such as 0.999, or null, got {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,4 +218,4 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     return recipe
 
 
-__all__ = ["DataRecipe", "ObjectiveSpec", "Recipe", "TokenizerRecipe", "TrainRecipe", "read_recipe"]
+__all__ = ["DataRecipe", "Guard", "ObjectiveSpec", "Recipe", "TokenizerRecipe", "TrainRecipe", "read_recipe"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,8 @@ from triform.nn import DualEncoder, Transformer, recomputing
 from triform.objectives import Batch, Loss
 from triform.planner import flops
 
+from .average import Average
+from .guard import Watch, fresh
 from .optimizer import Optimizer, clip_gradients, schedule
 from .recipe import TrainRecipe
 
@@ -37,12 +40,15 @@ class Steps:
         self.spec, self.model, self.objective, self.settings, self.precision = spec, model, objective, settings, precision
         self.device = next(model.parameters()).device.type
         self.optimizer = Optimizer(model, settings)
+        self.average = None if settings.ema is None else Average(model, settings.ema)
+        self.watch = None if settings.guard is None else Watch(settings.guard, fresh())
 
-    def take(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
+    def take(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
         """Train on the micro-batches of a step counted from 0.
 
-        Returns its loss and metrics, rate, gradient_norm, tokens (padding left out) and flops. Raises ValueError
-        when the loss or the gradient is no number any more.
+        Returns its loss and metrics, rate, gradient_norm, tokens (padding left out) and flops; under a guard a bad
+        step changes nothing but has `skipped`, which says why. Raises ValueError when, without a guard, the loss
+        or the gradient is no number any more.
         """
         recipe = self.settings
         torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run draws the same
@@ -50,15 +56,32 @@ class Steps:
         tokens = sum(batch.tokens for batch in batches)
         losses = self._backward(batches, tokens)
         norm = clip_gradients(self.model, recipe.clip)
-        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-            raise ValueError(
-                f"the loss is {losses['loss']} and its gradient's norm {norm} at step {step + 1}, expected numbers: "
-                "lower train.rate or raise train.warmup"
-            )
+        why = self._judge(step, losses["loss"], norm)
         share = schedule(step, recipe)
-        self.optimizer.step(share)
+        if why is None:
+            self.optimizer.step(share)
+            if self.average is not None:
+                self.average.update(step)
+        else:
+            self.model.zero_grad(set_to_none=True)
         work = sum(batch_flops(self.spec, batch) for batch in batches)
-        return {**losses, "rate": recipe.rate * share, "gradient_norm": norm, "tokens": tokens, "flops": work}
+        row = {**losses, "rate": recipe.rate * share, "gradient_norm": norm, "tokens": tokens, "flops": work}
+        return row if why is None else row | {"skipped": why}
+
+    def _judge(self, step: int, loss: float, norm: float) -> str | None:
+        """Why a step must not be taken."""
+        if self.watch is not None:
+            return self.watch.judge(step, loss, norm)
+        if math.isfinite(loss) and math.isfinite(norm):
+            return None
+        raise ValueError(
+            f"the loss is {loss} and its gradient's norm {norm} at step {step + 1}, expected numbers: "
+            "lower train.rate or raise train.warmup, or leave such steps out with train.guard={}"
+        )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model has the averaged weights in this context, where an average is kept."""
+        return nullcontext() if self.average is None else self.average.used()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
@@ -83,14 +106,15 @@ class Steps:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The loss and the metrics over batches, means over their labels."""
+        """The loss and the metrics over batches, means over their labels, with the averaged weights where there are any."""
         self.model.eval()
         count, sums = 0, {"loss": 0.0}
-        for batch in batches:
-            count += batch.count
-            with self._autocast():
-                loss = self.objective.loss(self.model, batch.to(self.device))
-            _add(sums, loss.total, loss.metrics)
+        with self.averaged():
+            for batch in batches:
+                count += batch.count
+                with self._autocast():
+                    loss = self.objective.loss(self.model, batch.to(self.device))
+                _add(sums, loss.total, loss.metrics)
         return {name: value / max(1, count) for name, value in sums.items()}
 
 
