@@ -86,10 +86,13 @@ def _shards(index: Path, read: _Reader) -> dict[str, Stored]:
     places = read_json(regular(index)).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise ValueError(f"{index}: expected a weight_map of names to files")
-    found: dict[str, Stored] = {}
-    for file in sorted(set(places.values())):
+    files = sorted(set(places.values()))
+    for file in files:
         if file in ("", ".", "..") or not file.isprintable() or any(mark in file for mark in "/\\:"):
-            raise ValueError(f"{index}: expected files beside it, got {shown(file)}")
+            raise ValueError(f"{index}: expected files beside it, got {shown(file) or 'nothing'}")
+        regular(index.parent / file)
+    found: dict[str, Stored] = {}
+    for file in files:
         held = read(index.parent / file)
         for name in held:
             if places.get(name) != file:

@@ -30,10 +30,21 @@ def function(model: _M) -> _M:
 
 def period(blocks: list[config.Block]) -> tuple[config.Block, ...]:
     """The shortest pattern that repeats to `blocks`."""
-    for length in range(1, len(blocks)):
-        if all(block == blocks[i % length] for i, block in enumerate(blocks)):
-            return tuple(blocks[:length])
-    return tuple(blocks)
+    numbers: dict[config.Block, int] = {}
+    row = [numbers.setdefault(block, len(numbers)) for block in blocks]
+    border = [0] * len(row)  # how much of the row's start each place ends (Knuth, Morris and Pratt 1977); thousands of layers are quick
+    for i in range(1, len(row)):
+        length = border[i - 1]
+        while length and row[i] != row[length]:
+            length = border[length - 1]
+        border[i] = length + (row[i] == row[length])
+    return tuple(blocks[: len(row) - border[-1]])
+
+
+def depths(model: config.Model) -> list[int]:
+    """The layers of each stack; 0 where there is none."""
+    stacks = (model.text, model.image) if isinstance(model, config.DualEncoder) else (model.encoder, model.decoder)
+    return [0 if stack is None else stack.depth for stack in stacks]
 
 
 def _stack(stack: config.Stack) -> config.Stack:

@@ -39,7 +39,7 @@ def read_pickle(file: Path) -> Mapping[str, Stored]:
         places = _zipped(file, size) if zipfile.is_zipfile(file) else _old(file, size)
     except ValueError as error:
         raise ValueError(f"{file}: {shown(str(error), 300)}") from None
-    except (OSError, zipfile.BadZipFile, struct.error) as error:
+    except (OSError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:  # what zipfile raises
         raise ValueError(f"{file}: not a file that torch.save wrote ({shown(str(error), 300)})") from None
     if sum(place.elements * SIZES[place.dtype] for place in places.values()) > _SHARED * size:
         raise ValueError(f"{file}: its tensors are larger than the file")
@@ -134,7 +134,10 @@ class _Old:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return _tensors(_unpickled(self.file, map_location="cpu"))
+        try:
+            return _tensors(_unpickled(self.file, map_location="cpu"))
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from None
 
 
 def _old(file: Path, size: int) -> dict[str, Stored]:

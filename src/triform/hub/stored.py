@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # shapes and types are known where torch is absent
     from torch import Tensor
 
-PIECE = 16 * 2**20  # bytes that a conversion holds at a time
+PIECE = 4 * 2**20  # bytes that a conversion holds at a time
 SIZES = {
     "bool": 1, "uint8": 1, "int8": 1, "float8_e5m2": 1, "float8_e4m3fn": 1, "float8_e8m0fnu": 1, "int16": 2, "uint16": 2, "float16": 2,
     "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4, "complex64": 8, "float64": 8, "int64": 8, "uint64": 8,
@@ -36,9 +36,10 @@ def regular(file: Path) -> Path:
     try:
         if file.is_file():
             return file
+        what = "something else" if file.exists() else "none"
     except (OSError, ValueError):  # a name that no file can have
-        pass
-    raise ValueError(f"{shown(str(file), 1000)}: expected a file, found {'something else' if file.exists() else 'none'}")
+        what = "none"
+    raise ValueError(f"{shown(str(file), 1000)}: expected a file, found {what}")
 
 
 @dataclass(frozen=True, kw_only=True)

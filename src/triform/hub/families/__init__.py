@@ -10,7 +10,7 @@ from triform import config
 
 from ..family import Family, NoCounterpart
 from ..fields import Fields
-from ..function import differences
+from ..function import depths, differences
 from . import bart, bert, gpt2, llama, t5, vision
 from .vanilla import FAMILY as VANILLA
 
@@ -80,6 +80,8 @@ def _exact(said: Any, model: config.Model) -> config.Model:
     try:
         exact: config.Model = config.from_dict(config.Model, said)
     except ValueError:
+        return model
+    if depths(exact) != depths(model):  # before the layers are listed
         return model
     return model if differences(exact, model) else exact
 
