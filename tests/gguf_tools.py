@@ -19,9 +19,10 @@ _RMS = config.RMSNorm(eps=1e-5)
 
 
 def _decoder(attention: config.Attention, feed_forward: config.FeedForward | config.Experts, **more: Any) -> config.Transformer:
-    block = config.Block(attention=attention, feed_forward=feed_forward, norm=more.get("norm", _RMS), placement=more.get("placement", "pre"))
+    norm, placement = more.get("norm", _RMS), more.get("placement", "pre")
+    block = config.Block(attention=attention, feed_forward=feed_forward, norm=norm, placement=placement)
     tokens = config.Tokens(vocab_size=VOCAB, position=more.get("position"))
-    stack = config.Stack(width=WIDTH, depth=more.get("depth", DEPTH), input=tokens, pattern=(block,), norm=block.norm)
+    stack = config.Stack(width=WIDTH, depth=more.get("depth", DEPTH), input=tokens, pattern=(block,), norm=norm)
     return config.Transformer(decoder=stack, head=config.LanguageModel(tied=more.get("tied", False)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, cast
 
 from triform import config
@@ -55,6 +56,10 @@ def activation_name(activation: config.Activation) -> str:
     return {"gelu_tanh": "gelu_new"}.get(activation, activation)
 
 
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80  # a file can say what fills a screen
+
+
 class Fields:
     """A mapping whose values are asked for by type.
 
@@ -68,7 +73,7 @@ class Fields:
     def fail(self, name: str, expected: str) -> ValueError:
         """The error that says what was expected of a field and what it is."""
         value = self.data.get(name)
-        return ValueError(f"{self._where}{name}: expected {expected}, got {'nothing' if value is None else repr(value)}")
+        return ValueError(f"{self._where}{name}: expected {expected}, got {'nothing' if value is None else _SHORT.repr(value)}")
 
     def _of(self, types: tuple[type, ...], expected: str, name: str, default: Any) -> Any:
         value = self.data.get(name)

@@ -127,4 +127,5 @@ def _dequantize(source: FileIO, stored: Stored, out: Any) -> None:
         # as one row of many blocks, since the library goes through rows one by one
         blocks = np.empty((1, len(part) // elements * width), dtype=np.uint8)
         _fill(source, memoryview(blocks[0]))
-        part[:] = dequantize(blocks, GGMLQuantizationType[stored.kind])[0]
+        with np.errstate(all="ignore"):  # a damaged block gives nan, as it would in llama.cpp
+            part[:] = dequantize(blocks, GGMLQuantizationType[stored.kind])[0]

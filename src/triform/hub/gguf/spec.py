@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from triform import config
@@ -44,6 +45,13 @@ class Metadata(Fields):
             raise self.fail(unknown[0], "no such key, as what it means for the model is not known")
         self.refuse(**{"attention.causal": True})
 
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A number above zero."""
+        value = self.number(name, default)
+        if not 0 < value < math.inf:
+            raise self.fail(name, "a number above zero")
+        return value
+
     def same(self, name: str, default: int | None = None) -> int:
         """A whole number, which may be given once for each layer if it is always the same one."""
         value = self.data.get(name)
@@ -69,7 +77,7 @@ def read_spec(header: Header) -> config.Transformer:
         stack = _gpt2(header, data, depth, width, vocabulary)
         return config.Transformer(decoder=stack, head=head, init=config.Init(scale_residuals=True))
     gemma = data.architecture_name == "gemma3"
-    norm = config.RMSNorm(eps=data.number("attention.layer_norm_rms_epsilon"), unit_offset=gemma)
+    norm = config.RMSNorm(eps=data.positive("attention.layer_norm_rms_epsilon"), unit_offset=gemma)
     blocks = [
         config.Block(
             attention=_attention(header, data, norm, depth, local),
@@ -90,7 +98,7 @@ def _rows(header: Header, name: str) -> int:
 
 
 def _gpt2(header: Header, data: Metadata, depth: int, width: int, vocabulary: int) -> config.Stack:
-    norm = config.LayerNorm(eps=data.number("attention.layer_norm_epsilon"))
+    norm = config.LayerNorm(eps=data.positive("attention.layer_norm_epsilon"))
     heads = data.count("attention.head_count", most=2**16)
     if data.same("attention.head_count_kv", heads) != heads or data.whole("attention.key_length", width // heads) * heads != width:
         raise data.fail("attention.head_count", f"heads that share the width {width} evenly and have keys of their own")
@@ -146,21 +154,22 @@ def _attention(header: Header, data: Metadata, norm: config.RMSNorm, depth: int,
 
 
 def _rotary(data: Metadata, local: bool) -> config.Rotary:
-    theta = data.number("rope.freq_base", 10_000.0)
+    theta = data.positive("rope.freq_base", 10_000.0)
     if local:
-        return config.Rotary(theta=data.number("rope.freq_base_swa", 10_000.0))
-    factor = data.number("rope.scaling.factor", data.number("rope.scale_linear", 0.0)) or 1.0
+        return config.Rotary(theta=data.positive("rope.freq_base_swa", 10_000.0))
+    said = next((name for name in ("rope.scaling.factor", "rope.scale_linear") if data.data.get(name)), "")  # 0 stands for none
+    factor = data.positive(said) if said else 1.0
     kind = data.text("rope.scaling.type", "linear")
     scaling: config.Linear | config.Yarn | None = None
     if kind not in ("none", "linear", "yarn"):
         raise data.fail("rope.scaling.type", "one of none, linear, yarn")
     if kind == "yarn":
-        stretched = data.number("rope.scaling.attn_factor", 1.0)
+        stretched = data.positive("rope.scaling.attn_factor", 1.0)
         scaling = config.Yarn(
             factor=factor,
-            original_length=data.whole("rope.scaling.original_context_length", data.whole("context_length")),
-            fast=data.number("rope.scaling.yarn_beta_fast", 32.0),
-            slow=data.number("rope.scaling.yarn_beta_slow", 1.0),
+            original_length=data.count("rope.scaling.original_context_length", data.whole("context_length"), 2**40),
+            fast=data.positive("rope.scaling.yarn_beta_fast", 32.0),
+            slow=data.positive("rope.scaling.yarn_beta_slow", 1.0),
             attention_factor=None if stretched == 1.0 else stretched * (0.1 * math.log(factor) + 1),
         )
     elif kind == "linear" and factor != 1.0:
@@ -195,6 +204,8 @@ def llama3_factors(rotary: config.Rotary, scaling: config.Llama3, width: int) ->
 
 def llama3_scaling(rotary: config.Rotary, factors: Sequence[float], width: int) -> config.Llama3 | None:
     """The scaling that gives these factors, or None. Llama 3's own ramp, from 1 to 4 turns, of any length that is a power of two."""
+    if not 0 < max(factors) < math.inf:
+        return None
     for exponent in range(5, 21):
         scaling = config.Llama3(factor=round(max(factors), 6), low=1.0, high=4.0, original_length=2**exponent)
         if all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(llama3_factors(rotary, scaling, width), factors, strict=True)):
@@ -204,8 +215,6 @@ def llama3_scaling(rotary: config.Rotary, factors: Sequence[float], width: int) 
 
 def with_factors(spec: config.Transformer, factors: Sequence[float], where: str) -> config.Transformer:
     """The model with the scaling of Llama 3 that its file keeps as factors. Raises ValueError where they are another scaling's."""
-    from dataclasses import replace
-
     stack = spec.last
     width = stack.head_width(stack.block(0).attention)
 
