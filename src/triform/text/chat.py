@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import tokenizers
 
@@ -93,7 +94,7 @@ def encode(tokenizer: Tokenizer, rendered: Rendered) -> EncodedChat:
     """Token ids of a conversation. No frame is put around them: a template writes its own bos."""
     source = "\0".join(tokenizer.chat_templates.values())
     special, others = _control(tokenizer, source)
-    backend = _reader(tokenizer.backend.to_str(), tuple(sorted(special | others)))
+    backend = _reader(tokenizer, special | others)
     with library("the conversation cannot be encoded"):
         encoding = backend.encode(without_surrogates(rendered.marked), add_special_tokens=False)
     if rendered.assistant is None:
@@ -216,10 +217,15 @@ def _spans(written: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(parts), spans
 
 
-@lru_cache(maxsize=8)
-def _reader(serialised: str, control: tuple[str, ...]) -> tokenizers.Tokenizer:
+_readers: WeakKeyDictionary[Tokenizer, tuple[frozenset[str], tokenizers.Tokenizer]] = WeakKeyDictionary()
+
+
+def _reader(tokenizer: Tokenizer, control: frozenset[str]) -> tokenizers.Tokenizer:
     """The tokenizer with marks taken out of the text once its tokens have been found."""
-    data = json.loads(serialised)
+    known = _readers.get(tokenizer)
+    if known is not None and known[0] == control:
+        return known[1]
+    data = json.loads(tokenizer.backend.to_str())
     steps: list[Any] = [{"type": "Replace", "pattern": {"String": _MARK}, "content": ""}]
     if data.get("normalizer"):
         steps.append(data["normalizer"])
@@ -227,4 +233,6 @@ def _reader(serialised: str, control: tuple[str, ...]) -> tokenizers.Tokenizer:
     for token in data["added_tokens"]:
         # else it would be looked for after the marks are gone
         token["normalized"] = token["normalized"] and token["content"] not in control
-    return tokenizers.Tokenizer.from_str(json.dumps(data))
+    reader = tokenizers.Tokenizer.from_str(json.dumps(data))
+    _readers[tokenizer] = control, reader
+    return reader

@@ -26,7 +26,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 LONGEST_TEMPLATE = 2**18  # characters
-MOST_STEPS = 300_000  # passes of loops and macros, calls and filters
+MOST_STEPS = 200_000  # passes of loops and macros, calls and filters
 LARGEST_VALUE = 2**24  # characters of one text, or of all in a list
 _PART = 32
 MOST_WRITTEN = 2**28  # characters made in all

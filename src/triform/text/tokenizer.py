@@ -25,6 +25,7 @@ from .training import SAMPLE_BYTES, sample, train_backend, without_surrogates
 KINDS = ("byte-bpe", "bpe", "wordpiece", "unigram", "characters")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]")
 _ROLE_OF = {role: role for role in ROLES} | {"s": "bos", "/s": "eos", "endoftext": "eos", "begin_of_text": "bos", "end_of_text": "eos"}
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endofturn|>")
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
@@ -48,7 +49,7 @@ class Tokenizer:
     tokens by what they are for; `training` says, for a tokenizer trained here, what text it saw.
 
     chat_templates: templates (Jinja) that write a conversation, by name; "default" is `chat_template`.
-    ends: ids that end a generation; eos unless set.
+    ends: ids that end a generation: eos, and what ends a turn by the chat template that the tokenizer was loaded with.
     start: ids that an encoder-decoder's decoder begins with, [] where that is not said.
     length: the most tokens that the model takes, or None.
 
@@ -249,6 +250,8 @@ class Tokenizer:
             settings["model_max_length"] = self.length
         _write(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         _write(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2))
+        for old in (folder / "chat_template.jinja", *(folder / "additional_chat_templates").glob("*.jinja")):
+            old.unlink(missing_ok=True)
         for name, template in self.chat_templates.items():
             if not re.fullmatch(r"[\w-]{1,64}", name):
                 raise ValueError(f"a chat template cannot be saved under the name {name[:80]!r}; use letters, digits, - and _")
@@ -271,6 +274,9 @@ class Tokenizer:
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         tokenizer = cls(loaded.backend, loaded.roles or None, read_json(folder / "training.json"))
         tokenizer.chat_templates, tokenizer.length = dict(loaded.chat_templates), loaded.length
+        written = "".join(loaded.chat_templates.values())
+        ends = [tokenizer.id(token) for token in _TURN_ENDS if token in written]
+        tokenizer.ends += [end for end in ends if end is not None and end not in tokenizer.ends]
         return tokenizer
 
 
