@@ -107,7 +107,7 @@ class Stack(nn.Module):
         self.spec, self.name = spec, name
         self.input: PatchInput | TokenInput | None
         self.input = PatchInput(spec.input, spec.width) if isinstance(spec.input, config.Patches) else TokenInput(spec.input, spec.width)
-        self.distinct = list(dict.fromkeys(block.attention for block in spec.pattern))
+        self.distinct = list(dict.fromkeys(block.attention for block in spec.pattern[: spec.depth]))
         self.layers = nn.ModuleDict()
         for index in range(spec.depth):
             block = spec.block(index)

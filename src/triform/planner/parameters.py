@@ -178,7 +178,7 @@ def _biases(stack: config.Stack) -> Part | None:
     """Score biases, one for each distinct kind in the pattern; only T5's has weights."""
     kinds = dict.fromkeys(
         (a.position, a.heads, a.mask == "bidirectional")
-        for a in (block.attention for block in stack.pattern)
+        for a in (block.attention for block in stack.pattern[: stack.depth])
         if isinstance(a.position, config.Bucketed | config.Alibi)
     )
     parts = [
