@@ -184,7 +184,9 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("guide", PAIRS[1], ids=lambda file: str(file.relative_to(ROOT)))
-@pytest.mark.parametrize(("head", "cls"), [("data", DataRecipe), ("tokenizer", TokenizerRecipe), ("train", TrainRecipe), ("train.guard", Guard)])
+@pytest.mark.parametrize(
+    ("head", "cls"), [("data", DataRecipe), ("tokenizer", TokenizerRecipe), ("train", TrainRecipe), ("train.guard", Guard)]
+)
 def test_every_field_of_a_recipe_is_there_with_its_default(guide: Path, head: str, cls: type) -> None:
     rows = table(read(guide), f"`{head}.`")
     wanted = _defaults(cls)

@@ -19,7 +19,7 @@ _TOKENS = 40  # of each text that is shown
 
 
 def fresh() -> dict[str, Any]:
-    """What a `Watch` remembers at the start: good steps' figures, the steps done at the last of them, bad ones since, where it went back to."""
+    """What a `Watch` remembers at the start: figures of good steps, the steps done at the last, bad ones since, where it went back to."""
     return {"losses": [], "norms": [], "good": 0, "bad": 0, "returned": None}
 
 

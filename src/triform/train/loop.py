@@ -25,7 +25,7 @@ from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, rea
 from .folder import SKIPPED, claim, starting, sweep
 from .guard import write_skipped
 from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
-from .peak import choose_precision
+from .peak import check_precision, choose_precision
 from .prepare import check_sizes, prepare, text_fingerprint
 from .recipe import Recipe
 from .step import Steps
@@ -60,6 +60,7 @@ class Trainer(Steps):
     def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_precision(self.settings.precision, self.device)
         check_sizes(recipe, total_memory(self.device))
         start = None if self.settings.start is None else _start(self.settings.start)
         self.metrics = Metrics(folder, tensorboard=self.settings.tensorboard)
@@ -89,6 +90,8 @@ class Trainer(Steps):
         self.state: dict[str, Any] = saved or counts | {"guard": None, "precision": precision, **facts}
         if self.watch is not None:
             self.state["guard"] = self.watch.memory = self.state["guard"] or self.watch.memory
+        if self.scaling is not None:
+            self.state["scaling"] = self.scaling.memory = self.state.get("scaling") or self.scaling.memory
         self.last: dict[str, Any] = self.state["last"]
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
@@ -125,7 +128,8 @@ class Trainer(Steps):
         batches = self.train.step(step)
         row = self.take(step, batches)
         if why := row.pop("skipped", None):
-            self._left_out(step, why, batches)
+            if self.watch is not None:
+                self._left_out(step, why, batches)
             row = {name: value for name, value in row.items() if math.isfinite(value)}
         seconds = time.perf_counter() - start
         tokens, work = row.pop("tokens"), row.pop("flops")
@@ -149,7 +153,8 @@ class Trainer(Steps):
         memory, path = self.watch.memory, self.checkpoints.newest(until=self.watch.memory["good"])
         if path is None or step_of(path) == memory["returned"]:
             there = "there is no checkpoint of before" if path is None else f"going back to {path.name} did not help"
-            raise ValueError(f"{memory['bad']} bad steps in a row at step {step + 1} ({why}), and {there}; lower train.rate or raise train.warmup")
+            bad = f"{memory['bad']} bad steps in a row at step {step + 1} ({why})"
+            raise ValueError(f"{bad}, and {there}; lower train.rate or raise train.warmup")
         load_checkpoint(path, self.model, self.optimizer, self.average)
         self.watch.memory |= {"bad": 0, "returned": step_of(path)}
         return step_of(path)

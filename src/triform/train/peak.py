@@ -10,3 +10,9 @@ def choose_precision(wanted: str, device: str = "cpu") -> str:
     if wanted != "auto":
         return wanted
     return "bf16" if matmul_peak("bf16", device) > 1.5 * matmul_peak("fp32", device) else "fp32"
+
+
+def check_precision(wanted: str, device: str = "cpu") -> None:
+    """Refuse what a device cannot reasonably compute in."""
+    if wanted == "fp16" and device == "cpu":
+        raise ValueError("train.precision: fp16 needs a GPU; a CPU multiplies it at some 1 GFLOP/s; choose bf16, fp32 or auto")

@@ -82,7 +82,7 @@ class TrainRecipe:
     and falls by `schedule` to `floor` of the peak; `decay` is the share of the steps in which wsd
     (warm-up, stable, decay) falls. ema: of the weights an average is kept, of which each step changes this
     share less than all; validation and the exported model use it. precision auto: bf16 where this
-    machine multiplies it faster. recompute: what the backward pass works out again instead of
+    machine multiplies it faster; fp16, with a scaled loss, is for GPUs. recompute: what the backward pass works out again instead of
     keeping it (see `triform.nn.recompute`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
@@ -114,7 +114,7 @@ class TrainRecipe:
     z_loss: float = 0.0
     load_balance: float = 0.01
     router_z: float = 0.001
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     recompute: Recompute = "none"
     bucket: int = 1
     validate_every: int = 100

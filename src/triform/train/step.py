@@ -19,6 +19,7 @@ from .average import Average
 from .guard import Watch, fresh
 from .optimizer import Optimizer, clip_gradients, schedule
 from .recipe import TrainRecipe
+from .scaling import LossScale
 
 
 class Scoring(Protocol):
@@ -42,6 +43,7 @@ class Steps:
         self.optimizer = Optimizer(model, settings)
         self.average = None if settings.ema is None else Average(model, settings.ema)
         self.watch = None if settings.guard is None else Watch(settings.guard, fresh())
+        self.scaling = LossScale() if precision == "fp16" else None
 
     def take(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
         """Train on the micro-batches of a step counted from 0.
@@ -55,6 +57,8 @@ class Steps:
         self.model.train()
         tokens = sum(batch.tokens for batch in batches)
         losses = self._backward(batches, tokens)
+        if self.scaling is not None:
+            self.scaling.unscale(self.model.parameters())
         norm = clip_gradients(self.model, recipe.clip)
         why = self._judge(step, losses["loss"], norm)
         share = schedule(step, recipe)
@@ -70,6 +74,11 @@ class Steps:
 
     def _judge(self, step: int, loss: float, norm: float) -> str | None:
         """Why a step must not be taken."""
+        if self.scaling is not None and math.isfinite(loss):
+            if math.isfinite(norm):
+                self.scaling.went_well()
+            elif self.scaling.overflowed():
+                return f"a gradient overflowed in fp16; the loss is scaled by {self.scaling.factor:g} from now on"
         if self.watch is not None:
             return self.watch.judge(step, loss, norm)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -84,7 +93,8 @@ class Steps:
         return nullcontext() if self.average is None else self.average.used()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device, dtype, enabled=self.precision != "fp32")
 
     def _backward(self, batches: Sequence[Batch], tokens: int) -> dict[str, float]:
         """Gradients of a step: of the loss summed over its labels, divided by their number. Returns the step's loss and metrics."""
@@ -100,7 +110,7 @@ class Steps:
             if loss.auxiliary:
                 extra = recipe.load_balance * loss.auxiliary["load_balance"] + recipe.router_z * loss.auxiliary["router_z"]
                 objective = objective + extra * part
-            torch.autograd.backward(objective)
+            torch.autograd.backward(objective if self.scaling is None else objective * self.scaling.factor)
             _add(sums, loss.total, loss.metrics)
         return {name: value / count for name, value in sums.items()}
 
