@@ -16,9 +16,11 @@ class Tracker:
     """codecarbon's, as far as it is used."""
 
     fails: str = ""
+    mode: str = "intel_rapl"
 
     def __init__(self, **options: Any) -> None:
         assert options["save_to_file"] is False
+        self._hardware = [SimpleNamespace(_mode=self.mode), SimpleNamespace()]
         self.final_emissions_data = SimpleNamespace(cpu_energy=0.25, gpu_energy=1.5, ram_energy=9.0)
 
     def start(self) -> None:
@@ -66,6 +68,18 @@ def test_without_counters_or_codecarbon_the_reason_is_said(tmp_path: Path, monke
     with energy.meter() as found:
         pass
     assert (found.kwh, "no energy counter" in found.reason) == (None, True)
+
+
+@pytest.mark.usefixtures("counters")
+def test_a_guess_of_codecarbon_s_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tracker, "mode", "constant")
+    with energy.meter() as found:
+        pass
+    assert (found.kwh, "cannot use this processor's counter" in found.reason) == (None, True)
+    monkeypatch.setattr(energy.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    with energy.meter() as found:
+        pass
+    assert (found.kwh, found.reason) == (1.5, "measured by NVIDIA's NVML counter")
 
 
 @pytest.mark.usefixtures("counters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,12 +31,12 @@ def meter() -> Iterator[Energy]:
     claimed. Never fails what it measures.
     """
     energy = Energy()
-    tracker, counters = _start(energy)
+    tracker, found = _start(energy)
     try:
         yield energy
     finally:
         if tracker is not None:
-            _stop(tracker, counters, energy)
+            _stop(tracker, found, energy)
 
 
 def counters() -> dict[str, str]:
@@ -58,12 +59,19 @@ def _start(energy: Energy) -> tuple[Any, dict[str, str]]:
     except ImportError:
         energy.reason = 'not measured: codecarbon is not installed; pip install "triform[energy]"'
         return None, found
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # before `log_level` is heard it has spoken
     try:
         tracker = OfflineEmissionsTracker(
             country_iso_code="USA",  # needed, for the CO2 that is not used here
             measure_power_secs=_SECONDS_A_READING, save_to_file=False, log_level="critical", allow_multiple_runs=True,
         )  # fmt: skip
         tracker.start()
+        if not any(getattr(part, "_mode", "") == "intel_rapl" for part in tracker._hardware):
+            found.pop("cpu", None)  # it guesses the processor's power
+        if not found:
+            tracker.stop()
+            energy.reason = "not measured: codecarbon cannot use this processor's counter"
+            return None, found
     except Exception as error:  # whatever goes wrong in it, the run goes on
         energy.reason = f"not measured: codecarbon said {error}"
         return None, found
