@@ -207,29 +207,37 @@ def longest_context(model: config.Model, room: int, *, batch: int = 1, limit: in
               if isinstance(stack.input, config.Tokens) and isinstance(stack.input.position, config.Learned)]  # fmt: skip
     if all(isinstance(stack.input, config.Patches) for stack in stacks):
         limits = [stack.input.length for stack in stacks]  # an image has so many and no others
-    return _most(lambda length: inference(model, batch=batch, context=length, **shape).total <= room, min([limit, *limits]))
+    return _most(lambda length: inference(model, batch=batch, context=length, **shape).total, room, min([limit, *limits]))
 
 
 def largest_batch(model: config.Model, room: int, *, context: int = 2048, limit: int = 2**20, **shape: Any) -> int:
     """The largest batch, at most `limit`, whose inference fits `room` bytes; 0: not one sequence. `shape`: what else `inference` takes."""
-    return _most(lambda batch: inference(model, batch=batch, context=context, **shape).total <= room, limit)
+    return _most(lambda batch: inference(model, batch=batch, context=context, **shape).total, room, limit)
 
 
 def largest_training_batch(model: config.Model, setting: Setting, room: int, *, limit: int = 2**16) -> int:
     """The largest micro-batch, at most `limit`, whose training step fits `room` bytes; 0: not one sequence."""
-    return _most(lambda batch: training(model, replace(setting, batch=batch)).total <= room, limit)
+    return _most(lambda batch: training(model, replace(setting, batch=batch)).total, room, limit)
 
 
-def _most(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 1 to `limit` that fits, where those above one that does not do not either; 0: none."""
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
+def _most(size: Callable[[int], int], room: int, limit: int) -> int:
+    """The largest number from 1 to `limit` whose size, which grows with it, fits `room`; 0: none.
+
+    Sizes grow nearly in proportion, so it is looked for where a straight line says, and every other time in the middle.
+    """
+    low, high = 1, limit
+    least, most = size(low), size(high)
+    if least > room:
+        return 0
+    if most <= room:
+        return limit
+    straight = True
     while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
+        middle = low + (room - least) * (high - low) // (most - least) if straight else (low + high) // 2
+        middle, straight = min(max(middle, low + 1), high - 1), not straight
+        found = size(middle)
+        if found <= room:
+            low, least = middle, found
         else:
-            high = middle
+            high, most = middle, found
     return low

@@ -17,6 +17,7 @@ from .setting import Recompute, Setting
 
 RESERVE = 0.08  # of a device's memory: the driver's own, and what fragmentation takes
 _MOST_EPOCHS = 16  # after so many, repeated text brings almost nothing (Muennighoff et al. 2023, section 6)
+_LONGEST = 2**17  # tokens of a context that are looked for
 _LARGEST_MICRO_BATCH = 2**16  # tokens; more do not make a device faster
 _DEEPSEEK = "DeepSeek-AI 2024, https://arxiv.org/abs/2401.02954, equation 1"
 _HOW: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -229,7 +230,7 @@ def recipe(candidate: Candidate, budget: Budget) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a preset can do in a memory. training: how, or None where it cannot; context: tokens by precision of the weights."""
+    """What a preset can do in a memory. training: how, or None where it cannot; context: tokens, at most 131,072, by precision of the weights."""
 
     name: str
     parameters: int
@@ -274,4 +275,4 @@ def _fit(name: str, model: config.Transformer, room: int, sequence: int, given: 
 def _contexts(model: config.Transformer, room: int) -> dict[str, int]:
     if model.decoder is None:
         return {}
-    return {dtype: memory.longest_context(model, room, batch=1, dtype=dtype) for dtype in ("bf16", "int8", "int4")}
+    return {dtype: memory.longest_context(model, room, limit=_LONGEST, dtype=dtype) for dtype in ("bf16", "int8", "int4")}
