@@ -114,6 +114,30 @@ def file(
     return head + bytes(-len(head) % align) + data
 
 
+def value(found: bool | int | float | str | list[str]) -> tuple[int, bytes]:
+    """The number of a value's type, and the value as it stands in a file."""
+    match found:
+        case bool():
+            return 7, bytes([found])
+        case int():
+            return 4, struct.pack("<I", found)
+        case float():
+            return 6, struct.pack("<f", found)
+        case str():
+            return 8, text(found)
+    return 9, struct.pack("<IQ", 8, len(found)) + b"".join(text(item) for item in found)
+
+
+def llama_file(**changed: Any) -> bytes:
+    """A file of a LLaMA of four tokens with what `read_spec` looks at; `changed` metadata, with __ for a dot, None for none."""
+    sizes = {"block_count": 1, "context_length": 16, "embedding_length": 4, "attention.head_count": 2}
+    said = {"general.architecture": "llama", "llama.attention.layer_norm_rms_epsilon": 1e-5}
+    said |= {f"llama.{key}": size for key, size in sizes.items()} | {key.replace("__", "."): value for key, value in changed.items()}
+    shapes = {"token_embd.weight": (4, 4), "blk.0.attn_q.weight": (4, 4), "blk.0.ffn_up.weight": (4, 4)}
+    entries = [entry(name, shape, 0, 64 * i) for i, (name, shape) in enumerate(shapes.items())]
+    return file([pair(key, *value(found)) for key, found in said.items() if found is not None], entries, bytes(64 * len(shapes)))
+
+
 _LLAMA_CPP = Path(__file__).with_name("llama_cpp_oracle.py")
 
 

@@ -56,8 +56,8 @@ class GGUFFile(Mapping[str, "torch.Tensor"]):
         """What the weights are called in the file, and their layouts."""
         return family(self.metadata["general.architecture"], self.spec)
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer in the file, its chat template and the ids that end an answer included."""
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer in the file, its chat template and the ids that end an answer included; None where there is none."""
         from .vocabulary import read_tokenizer
 
         return read_tokenizer(self.header)

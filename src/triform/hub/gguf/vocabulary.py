@@ -73,10 +73,12 @@ _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"
 FILLER = re.compile(r"\[PAD\d+\]")
 
 
-def read_tokenizer(header: Header) -> Tokenizer:
-    """The tokenizer in a GGUF file. Raises ValueError that names the file and what is wrong or not known."""
+def read_tokenizer(header: Header) -> Tokenizer | None:
+    """The tokenizer in a GGUF file, None where it has none. Raises ValueError that names the file and what is wrong or not known."""
     before = "tokenizer.ggml."
     mine = {key.removeprefix(before): value for key, value in header.metadata.items() if key.startswith(before)}
+    if mine.get("model", "none") in ("none", "no_vocab"):
+        return None
     try:
         return _Reader(header, Fields(mine, before)).read()
     except ValueError as error:
