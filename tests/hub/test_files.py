@@ -16,10 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
 
 from triform import hub, nn
-from triform.hub import safetensors
 from triform.hub.fields import read_json
 from triform.hub.files import INDEX, SINGLE, WeightFiles
 
@@ -235,7 +233,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str, make: Callable
         halves(tmp_path)
         (tmp_path / name).unlink()
     make(tmp_path / name)
-    with pytest.raises(ValueError, match="found something else|found none|found none of them") as caught:
+    with pytest.raises(ValueError, match=r"found (something else|none)") as caught:
         WeightFiles(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -368,11 +366,12 @@ def mutated(content: bytes, random: random.Random) -> bytes:
 
 def only_value_errors(file: Path, read: Callable[[Path], Any]) -> None:
     """Read a file; where it is refused, in one line that names it."""
+    refusal = None
     try:
         read(file)
     except ValueError as error:
-        assert str(file.parent) in str(error), error
-        assert str(error).isprintable(), error
+        refusal = str(error)
+    assert refusal is None or (str(file.parent) in refusal and refusal.isprintable()), refusal
 
 
 def read_all(file: Path) -> None:

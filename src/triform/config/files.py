@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -64,17 +64,30 @@ def replacing_all(folder: Path, owned: Callable[[str], bool]) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Finish what `replacing_all` had decided in a folder before it was cut off; nothing where there is nothing to finish."""
+    """Finish what `replacing_all` had decided in a folder before it was cut off; nothing where there is nothing to finish.
+
+    Raises ValueError where that cannot be done, as in a folder that may only be read.
+    """
     ready = folder / _READY
     if ready.is_symlink() or not (ready / _NAMES).is_file():
         return
-    with suppress(FileNotFoundError):  # another process is at it too
-        for name in json.loads((ready / _NAMES).read_text(encoding="utf-8"))["old"]:
-            (folder / Path(name).name).unlink(missing_ok=True)
-        for path in sorted(ready.iterdir()):
-            if path.name != _NAMES:
-                if (folder / path.name).is_dir():
-                    shutil.rmtree(folder / path.name)
-                os.replace(path, folder / path.name)
-        (ready / _NAMES).unlink()
-        ready.rmdir()
+    try:
+        _finish(folder, ready)
+    except FileNotFoundError:  # another process was at it too, and was faster
+        if ready.exists():
+            settle(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder}: a save was cut off here, and cannot be finished ({error})") from None
+
+
+def _finish(folder: Path, ready: Path) -> None:
+    for name in json.loads((ready / _NAMES).read_text(encoding="utf-8"))["old"]:
+        if Path(name).name == name and (folder / name).is_file():
+            (folder / name).unlink()
+    for path in sorted(ready.iterdir()):
+        if path.name != _NAMES:
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            os.replace(path, folder / path.name)
+    (ready / _NAMES).unlink()
+    ready.rmdir()
