@@ -187,6 +187,8 @@ def test_top_p_keeps_one_token_at_least() -> None:
         {"max_new_tokens": 0},
         {"max_new_tokens": True},
         {"max_new_tokens": 2.0},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 129},
         {"temperature": -1.0},
         {"temperature": math.nan},
         {"temperature": math.inf},
@@ -207,6 +209,20 @@ def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected ") as error:
         Sampling(**wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "top_k": 3, "seed": 1}], ids=str)
+def test_barred_tokens_are_not_chosen_and_chances_stay_the_models(how: dict[str, Any]) -> None:
+    scores = torch.tensor([[0.0, 9.0, 8.0, 1.0]]).expand(64, -1)
+
+    def chosen(barred: torch.Tensor | None) -> tuple[set[int], torch.Tensor]:
+        sampling = Sampling(**how)
+        tokens, log_probs = Sampler(sampling, sampling.seeds(64))(scores, barred)
+        torch.testing.assert_close(log_probs, scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0], atol=1e-5, rtol=0)
+        return set(tokens.tolist()), log_probs
+
+    assert chosen(torch.tensor([1, 3]))[0] <= {0, 2}
+    assert 1 in chosen(None)[0]
 
 
 def test_one_stop_string_is_a_tuple_of_one() -> None:

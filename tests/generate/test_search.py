@@ -268,3 +268,23 @@ def test_greedy_equals_transformers(make: Callable[[Tokenizer], Any], penalty: f
         torch.testing.assert_close(torch.tensor(one.log_probs), log_probs, rtol=0, atol=1e-4)
         seen.append(tuple(one.ids))
     assert len(set(seen)) > 1
+
+
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def test_texts_and_conversations_stand_in_one_call() -> None:
+    tokenizer = Tokenizer(tokenizer_of("byte-bpe").backend)
+    tokenizer.chat_template = CHAT
+    model, sampling = built(decoder_only(tokenizer.vocab_size)), Sampling(max_new_tokens=6)
+    talk = [{"role": "user", "content": "话说"}]
+    mixed = generate(model, tokenizer, ["天下", talk, "白发"], sampling)
+    alone = generate(model, tokenizer, ["天下", "白发"], sampling)
+    assert [found.prompt_ids for found in mixed[::2]] == [found.prompt_ids for found in alone]
+    assert tokenizer.decode(mixed[1].prompt_ids) == "user: 话说\nassistant:"
+    assert mixed[1].ids == generate(model, tokenizer, [talk], sampling)[0].ids != mixed[0].ids
+    tokenizer.chat_template = None
+    for wrong in ([talk], [7]):
+        with pytest.raises(ValueError, match=r".") as error:
+            generate(model, tokenizer, wrong, sampling)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
