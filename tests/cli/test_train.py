@@ -44,6 +44,19 @@ def test_json_and_resume(recipe: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out) == first
 
 
+def test_a_rate_is_found_and_no_run_is_left(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in recipe.parent.iterdir()}
+    assert run(["train", "tiny.yaml", "--find-rate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plot"] == "runs/tiny-rates.svg"
+    assert len(found["rates"]) == len(found["losses"]) > 10
+    assert {path.name for path in recipe.parent.iterdir()} == before | {"runs"}
+    assert [path.name for path in Path("runs").iterdir()] == ["tiny-rates.svg"]
+    assert run(["train", "tiny.yaml", "--find-rate", "--out", "here"]) == 0
+    assert capsys.readouterr().out.startswith(f"train.rate={found['rate']:g} ")
+    assert Path("here-rates.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
+
+
 def test_interrupted(recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from triform.train import loop
 

@@ -29,7 +29,7 @@ def schedule(step: int, recipe: TrainRecipe) -> float:
     done = min(1.0, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
     if recipe.schedule == "wsd":
         last = min(recipe.decay * recipe.steps, recipe.steps - recipe.warmup)
-        done = min(1.0, max(0.0, (step - (recipe.steps - last)) / last)) if last > 0 else 0.0
+        done = min(1.0, max(0.0, (step - recipe.steps + last) / last)) if last > 0 else 0.0
     falls = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - done, "constant": 1.0}
     return recipe.floor + (1 - recipe.floor) * falls[recipe.schedule]
 

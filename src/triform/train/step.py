@@ -52,14 +52,8 @@ class Steps:
         step changes nothing but has `skipped`, which says why. Raises ValueError when, without a guard, the loss
         or the gradient is no number any more.
         """
-        recipe = self.settings
-        torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run draws the same
-        self.model.train()
-        tokens = sum(batch.tokens for batch in batches)
-        losses = self._backward(batches, tokens)
-        if self.scaling is not None:
-            self.scaling.unscale(self.model.parameters())
-        norm = clip_gradients(self.model, recipe.clip)
+        recipe, tokens = self.settings, sum(batch.tokens for batch in batches)
+        losses, norm = self.gradients(step, batches)
         why = self._judge(step, losses["loss"], norm)
         share = schedule(step, recipe)
         if why is None:
@@ -71,6 +65,15 @@ class Steps:
         work = sum(batch_flops(self.spec, batch) for batch in batches)
         row = {**losses, "rate": recipe.rate * share, "gradient_norm": norm, "tokens": tokens, "flops": work}
         return row if why is None else row | {"skipped": why}
+
+    def gradients(self, step: int, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
+        """Leave the clipped gradients of a step in the model; returns its loss and metrics, and the gradients' norm before clipping."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run draws the same
+        self.model.train()
+        losses = self._backward(batches, sum(batch.tokens for batch in batches))
+        if self.scaling is not None:
+            self.scaling.unscale(self.model.parameters())
+        return losses, clip_gradients(self.model, self.settings.clip)
 
     def _judge(self, step: int, loss: float, norm: float) -> str | None:
         """Why a step must not be taken."""
