@@ -1,12 +1,15 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from triform.cli import run
 from triform.data import cache, catalogue, index
@@ -139,6 +142,23 @@ def test_what_is_not_as_pinned_is_not_kept(tmp_path, serve, own_cache):
     with pytest.raises(ValueError, match="was pinned"):
         catalogue.get("thing")
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_bar_follows_the_file_that_pip_writes(tmp_path, monkeypatch, seen):
+    shown = io.StringIO()
+
+    def pip(*arguments, temporary):
+        (temporary / "part").write_bytes(bytes(3_000_000))
+        time.sleep(0.6)
+        shutil.move(temporary / "part", tmp_path / "thing-1.0-py3-none-any.whl")
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(index, "_pip", pip)
+    monkeypatch.setattr(index, "Console", lambda stderr: Console(file=shown, force_terminal=seen, width=120))
+    assert index.download_wheel("thing==1.0", tmp_path, 4_000_000).stat().st_size == 3_000_000
+    assert ("3.0/4.0 MB" in shown.getvalue()) == seen
+    assert [path.name for path in tmp_path.iterdir()] == ["thing-1.0-py3-none-any.whl"]
 
 
 def test_an_absent_pip_is_one_line(tmp_path, serve, monkeypatch):
