@@ -70,6 +70,17 @@ MISTAKES: dict[str, tuple[str, Callable[[Made], Made]]] = {
     "experts' weights not renormalised": ("mixtral", setting(decoder__pattern__0__feed_forward__renormalize=False)),
     "one expert for two": ("mixtral", setting(decoder__pattern__0__feed_forward__top_k=1)),
     "norm before instead of after": ("bart", setting(encoder__pattern__0__placement="pre")),
+    "norm after instead of before": ("pegasus", setting(decoder__pattern__0__placement="post")),
+    "sines and cosines by turns": ("marian", setting(encoder__input__position__interleaved=True)),
+    "another embedding scale": ("marian", setting(decoder__input__scale=1.0)),
+    "mT5's output scaled": ("mt5", setting(head__scale=32**-0.5)),
+    "YaRN's usual magnitude": ("llama-yarn-mscale", setting(decoder__pattern__0__attention__position__scaling__attention_factor=None)),
+    "window one shorter": ("qwen3-experts-windows", setting(decoder__pattern__0__attention__window=3)),
+    "judged at the first token": ("llama-classes", setting(head__pool="first")),
+    "judged at the mean": ("gpt2-classes", setting(head__pool="mean")),
+    "pooler without its activation's kind": ("bert-next-sentence", setting(head__transform="relu")),
+    "image vector of the mean": ("clip-image", setting(head__pool="mean")),
+    "quick GELU for the exact": ("vit-no-bias", setting(encoder__pattern__0__feed_forward__activation="quick_gelu")),
     "bidirectional text": ("clip", setting(text__pattern__0__attention__mask="bidirectional")),
 }  # fmt: skip
 
@@ -78,7 +89,7 @@ def built(name: str, change: Callable[[Made], Made]) -> Any:
     """Our model of a case after a change to what was read."""
     folder = reference(name)[1]
     spec, family = hub.read_config(read_json(folder / "config.json"))
-    if name == "t5-1.1":
+    if name in ("t5-1.1", "mt5"):
         spec = config.with_overrides(config.Model, spec, {"head.tied": False})
     spec, family = change((spec, family))
     model = nn.build(spec).eval()

@@ -12,8 +12,9 @@ from ..family import Family
 from ..fields import Fields
 from ..function import period
 from ..rules import FUSED_SECOND, STACKED, Row, pairs, rules
-from .shared import causal_head, class_of, dense, head_fields, stack_of, tied
+from .shared import CAUSAL, causal_head, class_of, dense, head_fields, stack_of, tied
 
+_GEMMA_ENDINGS = ("ForCausalLM", "ForSequenceClassification", "Model")
 _OURS, _THEIRS = "decoder.layers.{i}", "model.layers.{i}"
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 _COMMON: tuple[Row, ...] = (
@@ -216,7 +217,7 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
         for index, layer in enumerate(_layer_types(hf, name, depth))
     ]
     tokens = config.Tokens(vocab_size=hf.whole("vocab_size"), scale=width**0.5 if gemma else 1.0)
-    head, end = causal_head(hf, tied=kind.tied)
+    head, end = causal_head(hf, tied=kind.tied, endings=_GEMMA_ENDINGS if gemma else CAUSAL)
     model = config.Transformer(
         decoder=config.Stack(width=width, depth=depth, input=tokens, pattern=period(blocks), norm=norm),
         head=head,

@@ -21,12 +21,12 @@ def ending(hf: Fields, endings: tuple[str, ...]) -> str:
     return found
 
 
-def causal_head(hf: Fields, *, tied: bool) -> tuple[config.Head | None, str]:
+def causal_head(hf: Fields, *, tied: bool, endings: tuple[str, ...] = CAUSAL) -> tuple[config.Head | None, str]:
     """The head of a decoder-only model, and the end of its class; `tied` is the family's default.
 
     A sequence is judged at its last token.
     """
-    end = ending(hf, CAUSAL)
+    end = ending(hf, endings)
     match end:
         case "ForSequenceClassification":
             return config.Classify(labels=hf.labels(), pool="last", bias=False), end
