@@ -80,7 +80,8 @@ def test_saved_they_open_in_transformers_and_encode_alike(both, name, tmp_path):
 @given(text=MIXED)
 def test_every_byte_comes_back_and_offsets_cover_the_text(both, name, text):
     ours = both[name][0]
-    text = text.removeprefix(" ") if name == "llama" else text
+    if name in ("llama", "gemma"):  # SentencePiece writes a space as ▁; the other quirk is the prefix's of legacy=False
+        text = text.replace("▁", "_").lstrip(" ")
     ids = ours.encode(text, plain=True)
     assert ours.decode(ids, skip_special=False) == text
     spans = ours.encodings([text], plain=True)[0].offsets

@@ -224,7 +224,8 @@ def _check_charsmaps(part: Any) -> None:
         charsmap = part.get("precompiled_charsmap")
         if isinstance(charsmap, str) and charsmap:
             spmodel.check_charsmap(ranks.unbase64(charsmap.encode()))
-        for inner in part.get("normalizers") or []:
+        inners = part.get("normalizers")
+        for inner in inners if isinstance(inners, list) else []:
             _check_charsmaps(inner)
 
 

@@ -19,6 +19,7 @@ import tokenizers
 from triform.config.files import replacing
 
 from . import chat, loading
+from .formats import library
 from .loading import ROLES, read_json
 from .training import SAMPLE_BYTES, sample, train_backend, without_surrogates
 
@@ -95,10 +96,11 @@ class Tokenizer:
     def encodings(self, texts: Sequence[str], special: bool = False, *, plain: bool = False) -> list[tokenizers.Encoding]:
         """The library's own results (ids, tokens, offsets) for each text."""
         backend = self._plain_backend if plain else self.backend
-        try:
-            return backend.encode_batch(texts, add_special_tokens=special)
-        except (UnicodeEncodeError, TypeError):
-            return backend.encode_batch([without_surrogates(text) for text in texts], add_special_tokens=special)
+        with library("the tokenizer cannot encode this text"):
+            try:
+                return backend.encode_batch(texts, add_special_tokens=special)
+            except (UnicodeEncodeError, TypeError):
+                return backend.encode_batch([without_surrogates(text) for text in texts], add_special_tokens=special)
 
     def encode(self, text: str, special: bool = False, *, plain: bool = False) -> list[int]:
         """The token ids of a text; with `special`, framed as the tokenizer's template says ([CLS] … [SEP], [BOS] … [EOS])."""
@@ -110,7 +112,9 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of token ids (a list, an array or a tensor). Bytes that are not whole characters become U+FFFD."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        numbers = [int(i) for i in ids]
+        with library("the tokenizer cannot decode these ids"):
+            return self.backend.decode(numbers, skip_special_tokens=skip_special)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The names in the vocabulary of token ids. In byte-level tokenizers these are not readable text; `decode` is."""
