@@ -126,6 +126,8 @@ class _Vocabulary:
             if self.model["merges"]:
                 raise ValueError("llama.cpp's BPE spells unknown characters in bytes, and this tokenizer has none; set byte_fallback")
             return self._ugm(tokens, [0.0] * len(tokens), prefix)
+        if self._joins_spaces():
+            self.remarks.append("llama.cpp keeps spaces at both ends and runs of them, which the tokenizer takes away.")
         scores = [0.0] * len(tokens)
         for rank, merge in enumerate(self.model["merges"], start=1):
             left, right = merge if not isinstance(merge, str) else merge.split(" ", 1)
@@ -151,10 +153,13 @@ class _Vocabulary:
             raise ValueError("llama.cpp needs an unknown token for a tokenizer that does not spell in bytes, and this one has none")
         if self.model["type"] == "BPE":
             self.remarks.append("llama.cpp makes one unknown token of a run of unknown characters, and the tokenizer one of each.")
-        joined = any(step["type"] == "Replace" and step["content"] == " " for step in self.normalizers)
         said = {"model": "t5", "pre": "default", "tokens": list(tokens), "scores": list(scores), "token_type": self.types}
-        merged = joined or any(step["type"] == "WhitespaceSplit" for step in self.steps)
-        return said | {"add_space_prefix": prefix, "remove_extra_whitespaces": merged}
+        return said | {"add_space_prefix": prefix, "remove_extra_whitespaces": self._joins_spaces()}
+
+    def _joins_spaces(self) -> bool:
+        """Whether runs of spaces are made one, and those at both ends none."""
+        replaced = any(step["type"] == "Replace" and step["content"] == " " for step in self.normalizers)
+        return replaced or any(step["type"] == "WhitespaceSplit" for step in self.steps)
 
 
 def _spelled(patterns: Sequence[str]) -> list[str]:
