@@ -107,7 +107,7 @@ def test_a_start_with_another_tokenizer_or_shape_is_refused(data: Path, tmp_path
     with pytest.raises(ValueError, match="has another tokenizer than this run"):
         run(started("Classification", data, base, tokenizer=other), tmp_path / "a")
     wide = model("encoder", width=32, head={"kind": "Classify", "labels": 2})
-    with pytest.raises(ValueError, match="model's is"):
+    with pytest.raises(ValueError, match=r"in the checkpoint, and \(120, 32\) in the model"):
         run(started("Classification", data, base, model=wide), tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
@@ -167,7 +167,7 @@ MISTAKES = {
     "field": (_set("objective", {"kind": "Causal", "text": "body", "length": 8}), "corpus is empty|no field 'body'"),
     "segmenter": (_no_segmenter, "no segmenter is named 'thulac'"),
     "transform": (_set("data.transform", ["upside-down"]), "no transform is named 'upside-down'"),
-    "start": (_set("train.start", "nowhere"), "train.start: expected a model's folder"),
+    "start": (_set("train.start", "nowhere"), "train.start: .*expected a model's folder"),
     "size": (_set("model", "llama-65b"), "GB to train"),
     "no held-out row": (_set("data.validation", 1e-9), "validation part is empty"),
 }
