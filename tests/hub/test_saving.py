@@ -401,3 +401,14 @@ def test_names_and_types_of_a_saved_folder(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "config.json").read_text())
     assert data["torch_dtype"] == "bfloat16"
     assert "transformers_version" not in data
+
+
+@pytest.mark.parametrize("offset", [1, 2])
+def test_an_id_that_positions_count_from_is_not_the_tokenizer_s_to_say(tmp_path: Path, tokenizer: text.Tokenizer, offset: int) -> None:
+    """RoBERTa's positions begin after its padding id, and this tokenizer pads with 0."""
+    spec = config.with_overrides(config.Model, tiny("roberta-base"), {"encoder.input.position.offset": offset})
+    model = nn.build(spec, seed=0).eval()
+    hub.save(model, tokenizer, tmp_path)
+    assert tokenizer.pad == 0
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == offset - 1
+    assert hub.load(tmp_path)[0].config == spec

@@ -21,9 +21,10 @@ from triform.config.files import replacing_all
 from triform.text import Tokenizer
 
 from . import safetensors, sentence
-from .families import write_config
+from .families import read_config, write_config
 from .family import Family, NoCounterpart
 from .files import INDEX, SINGLE
+from .function import differences
 from .public import OWN, Module, outgoing, weights
 from .rules import Match
 
@@ -78,7 +79,9 @@ def _files(model: Module, tokenizer: Tokenizer | None, task: dict[str, Any]) -> 
         data |= {"id2label": {str(i): label for i, label in enumerate(labels)}, "label2id": {label: i for i, label in enumerate(labels)}}
         task = {name: value for name, value in task.items() if name != "labels"}
     marks = _marks(model.config, tokenizer)
-    data |= marks | {"torch_dtype": _dtype(model)}
+    # ids that the family computes with stay as they are: RoBERTa counts positions from its padding id
+    heeded = differences(read_config(data)[0], read_config(data | marks)[0])
+    data |= {name: i for name, i in marks.items() if not (heeded and name in data)} | {"torch_dtype": _dtype(model)}
     if isinstance(getattr(model.config, "head", None), config.LanguageModel) and getattr(model.config, "decoder", None):
         files["generation_config.json"] = marks
     if task:
