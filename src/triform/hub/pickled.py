@@ -7,6 +7,7 @@ can only be read as a whole.
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import sys
@@ -143,8 +144,13 @@ class _Old:
 def _old(file: Path, size: int) -> dict[str, Stored]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():  # tensors without memory
-        tensors = _tensors(_unpickled(file))
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # which writes what it also raises
+    silent, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode():  # tensors without memory
+            tensors = _tensors(_unpickled(file))
+    finally:
+        log.disabled = silent
     storages = {id(storage): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors.values())}
     if sum(storages.values()) > size:
         raise ValueError(f"its tensors are larger than the file of {size} bytes")

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from triform import config
+from triform import config, hub
 from triform.config.spec import spec
 from triform.nn.recompute import Recompute
 from triform.objectives import Causal, Classification, Masked, ObjectiveSpec, SequenceToSequence, SpanCorruption
@@ -92,8 +92,9 @@ class TrainRecipe:
     validation loss. background: checkpoints are written from a copy while training goes on. guard: bad steps are left
     out; without it the first loss that is no number ends the run. export: the weights of the last step,
     or of the best validation. validation_batches: how many batches of the held-out samples,
-    spread evenly over them, are scored each time; None: all. start: a model's folder to
-    begin from: its stacks, and its head where this model's is alike.
+    spread evenly over them, are scored each time; None: all. start: a model to begin from, by
+    the folder, the file or the name that `hub.load` takes: its stacks, and its head where
+    this model's is alike.
     """
 
     steps: int
@@ -165,15 +166,39 @@ class Recipe:
     set: dict[str, Any] = field(default_factory=dict)
 
     def architecture(self, vocab_size: int | None = None) -> config.Model:
-        """The model's configuration, with the tokenizer's vocabulary where one is given."""
-        found = config.resolve(self.model)
+        """The model's configuration, with the tokenizer's vocabulary where one is given.
+
+        A model to begin from may have more rows than its tokenizer has tokens; they are kept where it is there already.
+        """
+        found = _architecture(self.model)
         overrides = dict(self.set)
         if vocab_size is not None:
+            begun = None if self.train.start is None else _begun(self.train.start)
             for side in ("encoder", "decoder"):
-                stack = getattr(found, side, None)
-                if stack is not None and isinstance(stack.input, config.Tokens):
-                    overrides[f"{side}.input.vocab_size"] = vocab_size
+                if _rows(found, side):
+                    overrides[f"{side}.input.vocab_size"] = max(vocab_size, _rows(begun, side))
         return config.with_overrides(config.Model, found, overrides)
+
+
+def _architecture(model: str | dict[str, Any]) -> config.Model:
+    """The configuration of a preset, of a configuration's file, of plain data, or of a saved model."""
+    if isinstance(model, str) and model not in config.presets() and (Path(model).is_dir() or model.endswith(".gguf")):
+        return hub.read_spec(model)
+    return config.resolve(model)
+
+
+def _begun(path_or_name: str) -> config.Model | None:
+    """The model to begin from, or None: the run that makes it may come first, and a run that needs it says what is wrong."""
+    try:
+        return hub.read_spec(hub.locate(path_or_name, weights=False))
+    except ValueError:
+        return None
+
+
+def _rows(model: config.Model | None, side: str) -> int:
+    """How many tokens a side's table has room for; 0 where it reads none."""
+    stack = getattr(model, side, None)
+    return stack.input.vocab_size if stack is not None and isinstance(stack.input, config.Tokens) else 0
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
