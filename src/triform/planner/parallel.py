@@ -214,7 +214,7 @@ def _split(model: config.Model, setting: Setting, layout: Layout, flight: int) -
     if layout.zero >= 1:
         parts["optimizer"] = -(-parts["optimizer"] // layout.data)
     if layout.zero >= 2:
-        parts["gradients"] = min(parts["gradients"], -(-weights // layout.data) + 4 * layer)
+        parts["gradients"] = -(-weights // layout.data) + 2 * 4 * layer  # a layer's whole, and the buffer they are scattered from
     if layout.zero == 3:
         parts["weights"] = -(-weights // layout.data)
         parts["gathered"] = 2 * layer * _WIDTHS[setting.precision]  # the layer at work, and the next

@@ -230,7 +230,10 @@ def recipe(candidate: Candidate, budget: Budget) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a preset can do in a memory. training: how, or None where it cannot; context: tokens, at most 131,072, by precision of the weights."""
+    """What a preset can do in a memory.
+
+    training: how, or None where it cannot. context: tokens, at most 131,072, by precision of the weights.
+    """
 
     name: str
     parameters: int
