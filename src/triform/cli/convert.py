@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,7 +77,9 @@ def _gguf(place: Path, target: Path, dtype: Any) -> dict[str, int]:
         dtype = _STORED[str(next(model.parameters()).dtype).removeprefix("torch.")]
     target.parent.mkdir(parents=True, exist_ok=True)
     with bar("tensors") as done:
-        gguf.write(model, tokenizer, target, dtype, done=done)
+        remarks = gguf.write(model, tokenizer, target, dtype, done=done)
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
     return {target.name: target.stat().st_size}
 
 
