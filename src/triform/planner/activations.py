@@ -99,12 +99,18 @@ class Modules:
             return tape.op(x.count, x.width, (x,), extra=x.count)
         numbers = tape.hold(2 * x.count)
         kept = tape.hold(x.count)
-        out = tape.op(x.count, x.width, (tape.op(x.count, x.width, (x,), (kept,)),))
+        widened = x.count * x.width
+        out = tape.op(x.count, x.width, (tape.op(x.count, x.width, (x,), (kept,), work=widened, scratch=widened),))
         del numbers
         return out
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.tape.op(max(x.count, y.count), max(x.width, y.width), (x, y), back=same_each)
+        return self.tape.op(max(x.count, y.count), max(x.width, y.width), (x, y), back=same_each, work=self.widened(x, y))
+
+    def widened(self, x: Tensor, y: Tensor) -> int:
+        """Bytes of the copy that the CPU makes of the narrower of two operands."""
+        narrow = x if x.width < y.width else y
+        return narrow.count * max(x.width, y.width) if self.device == "cpu" and x.width != y.width else 0
 
     def scaled(self, x: Tensor, scale: float = 0.0) -> Tensor:
         """x times a number; nothing happens with 1."""
@@ -140,6 +146,8 @@ class Modules:
         else:
             key, value = kept
         y = self.attend(query, key, value, spec, shape, view)
+        if spec.qk_norm is not None and self.device == "cpu":
+            y = self.copied(y)  # heads before tokens, as the norms leave the queries
         return self.linear(self.tape.cast(y, value.width), f"{name}.out")
 
     def rotate(self, x: Tensor, turn: tuple[Storage, Storage]) -> Tensor:
@@ -174,7 +182,7 @@ class Modules:
         query, key = self.copied(self.scaled(query)), self.copied(self.scaled(key))
         attended = tape.op(shape.scores, tape.wide, (query, key), (query, key))
         if mask is not None:
-            attended = tape.over(attended, mask)
+            attended = tape.over(attended, mask, self.widened(attended, mask))
         attended = tape.op(shape.scores, tape.wide, (attended,), keeps_result=True)
         if dropout:
             attended = tape.op(shape.scores, tape.wide, (attended,), extra=shape.scores * (tape.wide if self.device == "cpu" else 1))
@@ -234,10 +242,10 @@ class Modules:
         for group, part in enumerate(tape.split(rows, groups)):
             parts.append(self._expert({key: table[group] for key, table in tables.items()}, part, width, spec))
         del rows, part
-        joined = tape.op(slots * width, parts[0].width, parts, back=same_each)
-        weighted = tape.op(joined.count, tape.wide, (tape.cast(joined, tape.wide), weights), (joined, weights), back=widest_each)
+        joined = tape.cast(tape.op(slots * width, parts[0].width, parts, back=same_each), tape.wide)
+        weighted = tape.op(joined.count, tape.wide, (joined, weights), (joined, weights), back=widest_each)
         del joined
-        out = tape.op(x.count, tape.wide, (y, weighted), (places,), back=_index_add)
+        out = tape.op(x.count, tape.wide, (y, weighted), (places, weighted), back=_index_add)
         del order
         return out
 

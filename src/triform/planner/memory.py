@@ -81,15 +81,18 @@ def training(model: config.Model, setting: Setting) -> Memory:
 
 
 def _inputs(model: config.Model, setting: Setting) -> int:
-    """Bytes of one micro-batch: ids and labels in 64 bits, masks or documents' numbers."""
-    read = [setting.sequence]
-    if model.form == "encoder-decoder":
-        read.append(setting.target_length)
-    if isinstance(model, config.Transformer) and model.encoder is not None and isinstance(model.encoder.input, config.Patches):
-        read = read[1:]
-    labels = read[-1] if isinstance(getattr(model, "head", None), config.LanguageModel) else 1
-    extra = {"full": 0, "padded": 1, "packed": 8}[setting.rows]
-    return setting.batch * (sum(read) * (8 + extra) + 8 * labels)
+    """Bytes of one micro-batch: ids and labels in 64 bits, pixels in fp32, masks or documents' numbers."""
+    names = ("encoder", "decoder", "text", "image")
+    stacks = {name: stack for name in names if (stack := getattr(model, name, None)) is not None}
+    extra, total, read = {"full": 0, "padded": 1, "packed": 8}[setting.rows], 0, 0
+    for name, stack in stacks.items():
+        if isinstance(stack.input, config.Patches):
+            total += 4 * stack.input.channels * stack.input.image**2
+        else:
+            read = setting.target_length if name == "decoder" and "encoder" in stacks else setting.sequence
+            total += read * (8 + extra)
+    labels = read if isinstance(getattr(model, "head", None), config.LanguageModel) else 1
+    return setting.batch * (total + 8 * labels)
 
 
 def _buffers(model: config.Model, tape: Tape, width: int) -> list[object]:
@@ -154,7 +157,7 @@ def inference(
     tape.working = "workspace"
     shapes = dict(parameters(model).tree.weights())
     found = weights(tape, shapes, width)
-    resident = [*_buffers(model, tape, width), tape.hold(8 * batch * context, "inputs")]
+    resident = [*_buffers(model, tape, width), tape.hold(_inputs(model, setting), "inputs")]
     Inference(model, setting, tape, found, first, capacity).run()
     del resident
     stored = {name: _quantized(shape, dtype) for name, shape in shapes.items()} if dtype not in WIDTHS else {}

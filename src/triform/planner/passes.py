@@ -193,11 +193,12 @@ class Pass:
     def patches(self, scene: Scene, spec: config.Patches) -> Tensor:
         tape, modules, name, batch = self.tape, self.modules, f"{scene.name}.input", self.setting.batch
         width, count = scene.stack.width, batch * (spec.length - 1)
-        pixels = tape.new(batch * spec.channels * spec.image**2, 4, "inputs")
+        pixels = batch * spec.channels * spec.image**2  # the batch's own; a narrower copy is saved
         matrix = tape.cast(self.weights[f"{name}.patch.weight"].tensor, tape.compute)
         bias = [tape.cast(self.weights[f"{name}.patch.bias"].tensor, tape.compute)] if spec.bias else []
-        found = tape.op(count * width, tape.compute, (matrix, *bias), (matrix, tape.cast(pixels, tape.compute)))
-        del pixels
+        read = [tape.hold(pixels * tape.compute)] if tape.compute < tape.wide else []
+        found = tape.op(count * width, tape.compute, (matrix, *bias), (matrix, *read))
+        del read
         first, position = self.weights[f"{name}.first"].tensor, self.weights[f"{name}.position"].tensor
         x = tape.op(batch * spec.length * width, tape.wide, (first, tape.cast(found, tape.wide)), back=same_each)
         del found
@@ -310,6 +311,7 @@ class Pass:
             gradient = logits
             gradient = logits if compute == wide else tape.new(rows * vocabulary, compute, LOGITS)
             part = tape.new(vocabulary * width, compute, LOGITS)
+            tape.hold(self.modules.widened(by_weight, part), LOGITS)
             del part
         del logits, gradient, matrix, states
         inputs = (x, table.tensor) if bias is None else (x, table.tensor, bias.tensor)

@@ -94,12 +94,12 @@ Back = Callable[["Tape", Tensor, "Node"], Sequence[Tensor | None]]
 class Node:
     """An operation to go back through: what it saved, and where its gradients go."""
 
-    __slots__ = ("back", "grad", "inputs", "saved", "scratch")
+    __slots__ = ("back", "grad", "inputs", "layer", "saved", "scratch")
 
-    def __init__(self, inputs: Sequence[Tensor], saved: Sequence[Storage], back: Back, scratch: int) -> None:
+    def __init__(self, inputs: Sequence[Tensor], saved: Sequence[Storage], back: Back, scratch: int, layer: str) -> None:
         self.inputs = [(i.node, i.count, i.width) for i in inputs]
         self.saved: Sequence[Storage] | None = saved
-        self.back, self.scratch = back, scratch
+        self.back, self.scratch, self.layer = back, scratch, layer
         self.grad: Tensor | None = None
 
 
@@ -154,14 +154,16 @@ class Tape:
 
     def op(
         self, count: int, width: int, inputs: Sequence[Tensor], saves: Sequence[Tensor | Storage] = (), *,
-        back: Back = new_each, scratch: int = 0, keeps_result: bool = False, extra: int = 0,
+        back: Back = new_each, work: int = 0, scratch: int = 0, keeps_result: bool = False, extra: int = 0,
     ) -> Tensor:  # fmt: skip
         """A new tensor from an operation on inputs.
 
         saves: what its backward pass needs; keeps_result: its own result too. extra: bytes of further results that are saved.
-        scratch: bytes that its backward pass takes and gives back.
+        work, scratch: bytes that the operation and its backward pass take and give back.
         """
         out = self.new(count, width)
+        if work:
+            self.hold(work)
         saved = [self.hold(extra)] if extra else []
         return self._record(out, inputs, [*saves, *saved, *((out,) if keeps_result else ())], back, scratch)
 
@@ -170,8 +172,9 @@ class Tape:
         out = Tensor(x.storage, x.count if count is None else count, x.width)
         return self._record(out, (x,), (), same_each, 0)
 
-    def over(self, x: Tensor, y: Tensor) -> Tensor:
+    def over(self, x: Tensor, y: Tensor, work: int = 0) -> Tensor:
         """x += y, in the place of x."""
+        self.hold(work)
         return self._record(Tensor(x.storage, x.count, x.width), (x, y), (), same_each, 0)
 
     def split(self, x: Tensor, parts: int) -> list[Tensor]:
@@ -190,7 +193,7 @@ class Tape:
             whole.grad = grad
             return []
 
-        whole = Node((x,), (), joined, 0)
+        whole = Node((x,), (), joined, 0, self.layer)
         if isinstance(x.node, Parameter):
             x.node.uses += 1
         self.nodes.append(whole)
@@ -218,7 +221,7 @@ class Tape:
             return x
         if not isinstance(x.node, Parameter) or width > x.width:
             out = self.op(x.count, width, (x,))
-            if x.storage.part == "weights":
+            if x.storage.part == "weights" and width < x.width:
                 out.storage.move("casts")
             return out
         if x.node not in self.casts:
@@ -241,7 +244,7 @@ class Tape:
         for i in inputs:
             if isinstance(i.node, Parameter):
                 i.node.uses += 1
-        out.node = Node(inputs, saved, back, scratch)
+        out.node = Node(inputs, saved, back, scratch, self.layer)
         self.nodes.append(out.node)
         return out
 
@@ -259,6 +262,7 @@ class Tape:
 
         def back(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
             outer, tape.nodes, tape._replay, tape.layer = tape.nodes, [], stash, layer
+            tape.ledger.moment = f"second forward of {layer}"
             again = block(x)
             tape._replay = None
             tape.forget_casts()
@@ -292,6 +296,7 @@ class Tape:
     def _through(self, node: Node) -> None:
         grad, node.grad = node.grad, None
         assert grad is not None
+        self.ledger.moment = f"backward of {node.layer}"
         scratch = self.hold(node.scratch) if node.scratch else None
         holder = [grad]
         del grad

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive while something runs."""
+"""How many bytes of tensors are alive while something runs on the CPU, seen in two ways."""
 
 from __future__ import annotations
 
@@ -9,15 +9,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_MARK = "triform: peak from here"
+
+
+class Allocations:
+    """The peak of what torch's CPU allocator has given out inside the context, as its profiler records it.
+
+    Everything counts that is taken inside it, what kernels take for a moment included, so build the model there too.
+    peak: bytes, once the context is over; since the last `mark`, if there is one.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+
+    def __enter__(self) -> Allocations:
+        self._profile.__enter__()
+        return self
+
+    def mark(self) -> None:
+        """Forget the peak so far."""
+        with record_function(_MARK):
+            pass
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        assert self._profile.profiler is not None
+        now = 0
+        for event in sorted(self._profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                self.peak = max(self.peak, now)
+            elif event.name() == _MARK:
+                self.peak = now
 
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of every storage that an operation under it makes or meets, until the storage dies.
 
     A storage counts once, however many views it has, and for as long as anything holds it: a Python name, a module,
-    or autograd's graph. What a kernel takes and gives back inside one operation is not seen. Works on real
+    or autograd's graph. What a kernel takes and gives back inside one operation is not seen, and autograd adds up the
+    gradients of a tensor that serves twice in a new one while a mode like this is on, and in place otherwise. Works on real
     tensors and on fake ones (`torch._subclasses.FakeTensorMode`), and not on those of the meta device.
 
     now, peak: bytes. With a `label`, a function of the operation and its result, `at_peak` holds the peak's bytes
