@@ -128,12 +128,13 @@ class Source:
                         self.stored.release(self.names[name])
 
     def _move(self, found: Match, wanted: list[Tensor]) -> None:
-        direct = isinstance(self.stored, WeightFiles) and found.layout in (SAME, STACKED)
+        read_into = getattr(self.stored, "read_into", None)
+        direct = read_into is not None and found.layout in (SAME, STACKED)
         ours = wanted[0].unbind() if direct and found.layout is STACKED else wanted
         if direct and [t.shape for t in ours] == [self.shape(n) for n in found.theirs]:
-            assert isinstance(self.stored, WeightFiles)
+            assert read_into is not None
             for name, target in zip(found.theirs, ours, strict=True):
-                self.stored.read_into(self.names[name], target)
+                read_into(self.names[name], target)
             return
         try:
             tensors = found.layout.load([self[n] for n in found.theirs], [t.shape for t in wanted])

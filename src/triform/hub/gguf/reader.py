@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from triform.text import Tokenizer
 
-_CHUNK = 2**20  # elements that are dequantized at once
+_CHUNK = 2**18  # elements that are dequantized at once
 _SIZES = {kind: (elements, width) for kind, elements, width in BLOCKS.values()}
 
 
@@ -75,14 +75,25 @@ class GGUFFile(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 
-        stored = self.header.tensors[name]
-        out = torch.empty(stored.shape, dtype=self.dtype(name))
+        out = torch.empty(self.header.tensors[name].shape, dtype=self.dtype(name))
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        """Copy a tensor into one of its shape, converting to its type; into one of its own type without a copy between."""
+        import torch
+
+        if target.dtype != self.dtype(name) or target.device.type != "cpu" or not target.is_contiguous():
+            target.copy_(self[name])
+            return
+        stored, flat = self.header.tensors[name], target.detach().view(-1)
         plain = stored.kind in ("F32", "F16", "BF16")
         with FileIO(self.path) as source:
             source.seek(stored.offset)
-            flat = out.view(-1).view(torch.uint8).numpy() if plain else out.view(-1).numpy()
-            (_copy if plain else _dequantize)(source, stored, flat)
-        return out
+            if plain:
+                _fill(source, flat.view(torch.uint8).numpy())  # little-endian, as the machines that torch runs on
+            else:
+                _dequantize(source, stored, flat.numpy())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header.tensors)
@@ -102,17 +113,14 @@ class GGUFFile(Mapping[str, "torch.Tensor"]):
         return factors.tolist()
 
 
-def _fill(source: FileIO, room: memoryview) -> None:
+def _fill(source: FileIO, target: Any) -> None:
+    """Read into an array of bytes until it is full."""
+    room = memoryview(target)
     while len(room):
         count = source.readinto(room)
         if not count:
             raise ValueError(f"{source.name}: ended while it was read; was it changed meanwhile?")
         room = room[count:]
-
-
-def _copy(source: FileIO, stored: Stored, out: Any) -> None:
-    """Bytes as they are; files are little-endian, as are the machines that torch runs on."""
-    _fill(source, memoryview(out))
 
 
 def _dequantize(source: FileIO, stored: Stored, out: Any) -> None:
@@ -126,6 +134,6 @@ def _dequantize(source: FileIO, stored: Stored, out: Any) -> None:
         part = out[first : first + _CHUNK]
         # as one row of many blocks, since the library goes through rows one by one
         blocks = np.empty((1, len(part) // elements * width), dtype=np.uint8)
-        _fill(source, memoryview(blocks[0]))
+        _fill(source, blocks[0])
         with np.errstate(all="ignore"):  # a damaged block gives nan, as it would in llama.cpp
             part[:] = dequantize(blocks, GGMLQuantizationType[stored.kind])[0]
