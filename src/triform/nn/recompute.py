@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -26,13 +26,19 @@ Recompute = Literal["none", "selective", "full"]
 
 
 
+Context = Callable[[], AbstractContextManager[None]]
+
+
 class _Choice(threading.local):
     how: Recompute = "none"
+    again: Context | None = None
 
 
 _choice = _Choice()
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default}
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _PRODUCTS.add(torch.ops.mkldnn._linear_pointwise.default)
 # Each with the place of its dropout among the arguments: with dropout it draws random numbers, so it must run again
 # for the draws that follow it to be the same.
 _ATTENTION = {
@@ -45,13 +51,18 @@ Given = TypeVar("Given")
 
 
 @contextmanager
-def recomputing(how: Recompute) -> Iterator[None]:
-    """Passes of any model that begin in this context keep only so much for their backward pass, which may come after it."""
-    before, _choice.how = _choice.how, how
+def recomputing(how: Recompute, again: Context | None = None) -> Iterator[None]:
+    """Passes of any model that begin in this context keep only so much for their backward pass, which may come after it.
+
+    again: makes a context for what is worked out again, where the forward pass ran in one that autograd does not
+    restore by itself, as it does autocast.
+    """
+    before = _choice.how, _choice.again
+    _choice.how, _choice.again = how, again
     try:
         yield
     finally:
-        _choice.how = before
+        _choice.how, _choice.again = before
 
 
 def chosen() -> Recompute:
@@ -64,8 +75,21 @@ def call(how: Recompute, block: Callable[..., Given], *args: Any) -> Given:
     if how == "none":
         return block(*args)
     more: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
+    if _choice.again is not None:
+        more = {"context_fn": partial(_contexts, more.get("context_fn"), _choice.again)}
     result: Given = checkpoint(block, *args, use_reentrant=False, **more)
     return result
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield
+
+
+def _contexts(selective: Any, again: Context) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    first, second = (nullcontext(), nullcontext()) if selective is None else selective()
+    return first, _both(again(), second)
 
 
 def _policy(_: Any, operator: Any, *args: Any, **__: Any) -> CheckpointPolicy:

@@ -25,6 +25,7 @@ from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, rea
 from .folder import SKIPPED, claim, starting, sweep
 from .guard import write_skipped
 from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
+from .onednn import check_onednn
 from .peak import check_precision, choose_precision
 from .prepare import check_sizes, prepare, text_fingerprint
 from .recipe import Recipe
@@ -61,6 +62,8 @@ class Trainer(Steps):
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_precision(self.settings.precision, self.device)
+        if self.settings.linear == "onednn":
+            check_onednn()
         check_sizes(recipe, total_memory(self.device))
         start = None if self.settings.start is None else _start(self.settings.start)
         self.metrics = Metrics(folder, tensorboard=self.settings.tensorboard)

@@ -76,14 +76,18 @@ class TrainRecipe:
     """The loop. `batch` counts samples of one micro-batch, of which `accumulate` make a step.
 
     optimizer: muon takes the stacks' matrices (Jordan et al. 2024) and leaves the rest to
-    AdamW, at `muon_rate`. adafactor (Shazeer & Stern 2018) has factored second moments, no first ones,
-    and a rate relative to each tensor's size, at most 1 / sqrt(step). adamw8bit keeps its moments in bytes
-    (Dettmers et al. 2022). The first of `betas` is sgd's momentum. `rate` is the peak learning rate; it rises over `warmup` steps
-    and falls by `schedule` to `floor` of the peak; `decay` is the share of the steps in which wsd
-    (warm-up, stable, decay) falls. ema: of the weights an average is kept, of which each step changes this
-    share less than all; validation and the exported model use it. precision auto: bf16 where this
-    machine multiplies it faster; fp16, with a scaled loss, is for GPUs. recompute: what the backward pass works out again instead of
-    keeping it (see `triform.nn.recompute`). `clip` limits the norm of the gradients.
+    AdamW, at `muon_rate`. adafactor (Shazeer & Stern 2018) has factored second moments, no
+    first ones, and a rate relative to each tensor's size, at most 1 / sqrt(step). adamw8bit
+    keeps its moments in bytes (Dettmers et al. 2022). The first of `betas` is sgd's
+    momentum. `rate` is the peak learning rate; it rises over `warmup` steps and falls by
+    `schedule` to `floor` of the peak; `decay` is the share of the steps in which wsd
+    (warm-up, stable, decay) falls. ema: of the weights an average is kept, which each step
+    moves by 1 - `ema` of the way to them; validation and the exported model use it.
+
+    precision auto: bf16 where this machine multiplies it faster; fp16, with a scaled loss,
+    is for GPUs. recompute: what the backward pass works out again instead of keeping it
+    (see `triform.nn.recompute`). linear: whose products linear layers take in fp32 on the
+    CPU (see `triform.train.onednn`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
     load_balance, router_z: weights of the experts' losses, which are taken over a
@@ -117,6 +121,7 @@ class TrainRecipe:
     router_z: float = 0.001
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     recompute: Recompute = "none"
+    linear: Literal["torch", "onednn"] = "torch"
     bucket: int = 1
     validate_every: int = 100
     validation_batches: int | None = None

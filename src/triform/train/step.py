@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from triform.planner import flops
 
 from .average import Average
 from .guard import Watch, fresh
+from .onednn import through_onednn
 from .optimizer import Optimizer, clip_gradients, schedule
 from .recipe import TrainRecipe
 from .scaling import LossScale
@@ -104,10 +106,11 @@ class Steps:
         recipe = self.settings
         count = max(1, sum(batch.count for batch in batches))
         sums = dict.fromkeys(("loss", *self.objective.metric_names), 0.0)
+        products = partial(through_onednn, recipe.linear == "onednn")
         for batch in batches:
             part = batch.tokens / tokens
             batch = batch.to(self.device)
-            with self._autocast(), recomputing(recipe.recompute):
+            with self._autocast(), products(), recomputing(recipe.recompute, products if recipe.linear == "onednn" else None):
                 loss = self.objective.loss(self.model, batch, smoothing=recipe.smoothing, z_loss=recipe.z_loss)
             objective = loss.total / count
             if loss.auxiliary:
