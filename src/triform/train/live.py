@@ -28,7 +28,7 @@ class Allocations:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
 
     def __enter__(self) -> Allocations:
-        self._profile.__enter__()
+        self._profile.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def mark(self) -> None:
@@ -37,18 +37,20 @@ class Allocations:
             pass
 
     def __exit__(self, *error: Any) -> None:
-        self._profile.__exit__(*error)
+        self._profile.__exit__(*error)  # type: ignore[no-untyped-call]
         assert self._profile.profiler is not None
+        record = self._profile.profiler.kineto_results
+        assert record is not None
         now = 0
-        for event in sorted(self._profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        for event in sorted(record.events(), key=lambda event: event.start_ns()):
             if event.name() == "[memory]":
-                now += event.nbytes()
+                now += event.nbytes()  # type: ignore[attr-defined]
                 self.peak = max(self.peak, now)
             elif event.name() == _MARK:
                 self.peak = now
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operation under it makes or meets, until the storage dies.
 
     A storage counts once, however many views it has, and for as long as anything holds it: a Python name, a module,
@@ -61,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, before: Iterable[Tensor] = (), label: Callable[[str, Tensor], str] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.label = label
         self.by_label: Counter[str] = Counter()
