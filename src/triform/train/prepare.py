@@ -108,7 +108,8 @@ def check_sizes(recipe: Recipe, memory: int | None) -> None:
     model = recipe.architecture()
     _check_length(recipe, model)
     count = parameters(model).total
-    need = count * (8 + _STATE_BYTES[recipe.train.optimizer])  # weight and gradient have 4 each
+    average = 0 if recipe.train.ema is None else 4
+    need = count * (8 + _STATE_BYTES[recipe.train.optimizer] + average)  # weight and gradient have 4 each
     if memory is not None and need > memory:
         raise ValueError(
             f"the model has {count:,} parameters, which take {need / 1e9:,.1f} GB to train, and this machine has {memory / 1e9:,.1f} GB; "
