@@ -362,6 +362,18 @@ def test_files_that_are_not_owned_stay(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["gpt2", "transformer-base"])
+def test_a_saved_folder_is_a_configuration_too(tmp_path: Path, name: str) -> None:
+    hub.save(perturbed(tiny(name)), None, tmp_path)
+    assert config.read(tmp_path) == config.resolve(tmp_path) == hub.read_spec(tmp_path) == tiny(name)
+
+
+def test_a_public_folder_is_not_without_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"config.json: a public configuration, which triform.hub.read_spec reads$"):
+        config.read(tmp_path)
+
+
 # Beginning from a checkpoint
 
 

@@ -60,10 +60,13 @@ def source(name: str) -> str | None:
 
 
 def read(path: str | Path) -> Model:
-    """The configuration in a Triform .yaml or .json file, or in a folder's `triform.json`."""
+    """The configuration in a Triform .yaml or .json file, or in the folder of a model that `triform.save` wrote.
+
+    Of other public folders and of GGUF files `triform.hub.read_spec` gives it.
+    """
     file = Path(path)
     if file.is_dir():
-        file = file / "triform.json"
+        file = file / ("triform.json" if (file / "triform.json").is_file() or not (file / "config.json").is_file() else "config.json")
     if not file.is_file():
         raise ValueError(f"{file}: expected a configuration file, found none")
     try:
@@ -71,6 +74,10 @@ def read(path: str | Path) -> Model:
         data = json.loads(text) if file.suffix == ".json" else yaml.load(text, Loader=_Loader)
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: expected {'JSON' if file.suffix == '.json' else 'YAML'}, got {str(error).splitlines()[0]}") from None
+    if file.name == "config.json" and isinstance(data, dict) and "model_type" in data:
+        if "triform" not in data:
+            raise ValueError(f"{file}: a public configuration, which triform.hub.read_spec reads")
+        data = data["triform"]
     if isinstance(data, dict) and "base" in data:
         if unknown := data.keys() - {"base", "set", "source", "name"}:
             raise ValueError(f"{file}: expected the keys base and set, got {', '.join(sorted(unknown))}")
