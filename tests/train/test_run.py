@@ -15,6 +15,7 @@ from recipes import LINES, model, plain, recipe, stack
 from safetensors.torch import load_file
 
 from triform import config, hub
+from triform.nn import build
 from triform.planner.machine import matmul_peak
 from triform.train import Recipe, read_metrics, read_recipe, run
 from triform.train.metrics import progress_bar
@@ -46,7 +47,8 @@ def test_what_a_run_leaves(data: Path, tmp_path: Path, curves: None) -> None:
     folder, rows = tmp_path / "run", []
     result = run(recipe("Causal", data), folder, report=rows.append)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "model", "curves.svg", "result.json", "data", "tokenizer"}
+    files = {"recipe.yaml", "plan.json", "metrics.jsonl", "curves.svg", "result.json", "forecast.json"}
+    assert names == files | {"checkpoints", "model", "data", "tokenizer"}
     assert json.loads((folder / "result.json").read_text("utf-8")) == asdict(result)
     assert (folder / "curves.svg").read_text("utf-8").lstrip().startswith("<?xml")
     assert "matplotlib.pyplot" not in sys.modules
@@ -112,6 +114,21 @@ def test_a_start_with_another_tokenizer_or_shape_is_refused(data: Path, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
+def test_rows_beyond_the_tokenizer_s_stay(data: Path, tmp_path: Path) -> None:
+    """Public checkpoints often have a token table rounded up."""
+    run(recipe("Causal", data), tmp_path / "base", report=quiet)
+    small, tokenizer = hub.load(tmp_path / "base" / "model")
+    assert tokenizer is not None
+    rows = tokenizer.vocab_size + 9
+    wide = build(small.config, [f"decoder.input.vocab_size={rows}"], seed=0)
+    hub.save(wide, tokenizer, tmp_path / "wide")
+    run(started("Causal", data, tmp_path / "wide", model=str(tmp_path / "wide")), tmp_path / "tuned", report=quiet)
+    tuned = hub.load(tmp_path / "tuned" / "model")[0].decoder.input.token.weight
+    assert tuned.shape[0] == rows
+    assert torch.allclose(tuned, wide.decoder.input.token.weight, atol=1e-12)
+    assert not torch.allclose(tuned, wide.decoder.input.token.weight.flip(0), atol=1e-12)  # control
+
+
 def test_without_held_out_text(data: Path, tmp_path: Path) -> None:
     settings = plain("Causal", data, export="best")
     settings["data"]["validation"] = 0
@@ -168,7 +185,7 @@ MISTAKES = {
     "segmenter": (_no_segmenter, "no segmenter is named 'thulac'"),
     "transform": (_set("data.transform", ["upside-down"]), "no transform is named 'upside-down'"),
     "start": (_set("train.start", "nowhere"), "train.start: .*expected a model's folder"),
-    "size": (_set("model", "llama-65b"), "GB to train"),
+    "size": (_set("model", "llama-65b"), "a step of this recipe takes"),
     "no held-out row": (_set("data.validation", 1e-9), "validation part is empty"),
 }
 
