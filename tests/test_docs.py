@@ -33,7 +33,7 @@ GUIDE = ROOT / "docs/guide.md"
 PAIRS = [
     (ROOT / "README.md", ROOT / "README.zh-CN.md"),
     (GUIDE, ROOT / "docs/zh/guide.md"),
-    (ROOT / "docs/architecture.md", ROOT / "docs/zh/architecture.md"),
+    *((ROOT / f"docs/{name}.md", ROOT / f"docs/zh/{name}.md") for name in ("architecture", "planning", "memory")),
 ]
 DOCUMENTS = [document for pair in PAIRS for document in pair]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -17,8 +17,9 @@ from triform.planner.calibration import Calibration
 from triform.planner.hardware import Card, Fleet
 from triform.planner.setting import Setting
 from triform.train import calibrate as module
-from triform.train.calibrate import calibrate, setting_of
+from triform.train.calibrate import calibrate
 from triform.train.loop import Trainer
+from triform.train.outlook import setting_of
 from triform.train.step import Steps
 
 FORMS = {"decoder-only": ("decoder",), "encoder-only": ("encoder",), "encoder-decoder": ("encoder", "decoder")}

@@ -196,7 +196,7 @@ def _model(words: list[str], setting: dict[str, Any]) -> tuple[str, Any, dict[st
             raise ValueError(f"a size has no fields to override, got {overrides[0]!r}; name a preset or a configuration")
         return name, name, setting
     if _is_recipe(name):
-        from triform.train.calibrate import setting_of
+        from triform.train.outlook import setting_of
         from triform.train.recipe import read_recipe
 
         recipe = read_recipe(name, overrides)

@@ -22,6 +22,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields by path, such as train.steps=200 or model.decoder.depth=6.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin even though the plan says that it does not fit into memory.")] = False,
     find_rate: Annotated[bool, typer.Option("--find-rate", help="Suggest a learning rate, draw the loss over it, leave no run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
@@ -32,7 +33,7 @@ def train(
     made = read_recipe(recipe, overrides or ())
     if find_rate:
         return _find_rate(made, folder.with_name(f"{folder.name}-rates.svg"), as_json)
-    result = run(made, folder, resume=resume)
+    result = run(made, folder, resume=resume, force=force)
     if as_json:
         print(json.dumps(asdict(result), indent=2))
     elif result.finished:

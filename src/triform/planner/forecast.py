@@ -186,7 +186,7 @@ def plan(
     counted = count_parameters(spec)
     active = counted.active if size is None else size
     total = quantities.count(tokens, "tokens") if tokens is not None else round(scaling.TOKENS_A_PARAMETER * active)
-    sequences = total / _positions(spec, how)
+    sequences = total / positions(spec, how)
     shared = _layouts(spec, how, fleet, parallel)
     if shared:
         how = shared[0].setting
@@ -275,7 +275,7 @@ def _fitted(model: config.Model, setting: Setting) -> Setting:
     return setting
 
 
-def _positions(model: config.Model, setting: Setting) -> int:
+def positions(model: config.Model, setting: Setting) -> int:
     """Tokens and patches of one sequence, on both sides of a pair."""
     if model.form == "encoder-decoder":
         return setting.sequence + setting.target_length

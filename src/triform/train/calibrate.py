@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -28,7 +27,7 @@ from triform.planner.machine import measure
 from triform.planner.setting import Setting
 
 from .loop import Trainer
-from .peak import choose_precision
+from .outlook import device_here, setting_of
 from .recipe import Recipe, TrainRecipe
 from .step import Steps
 
@@ -85,27 +84,6 @@ def calibrate(
     found = _measure(steps, lambda step: _random_batches(what, setting, step), 1_000_000, seconds, say)
     remember(what, setting, found)
     return found
-
-
-def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str | None = None) -> Setting:
-    """The setting that a recipe trains with; rows count with their full length."""
-    longest = {stack: tokens for stack, (_, tokens) in recipe.objective.longest().items()}
-    spec = model if model is not None else recipe.architecture()
-    both = spec.form == "encoder-decoder"
-    return Setting(
-        batch=recipe.train.batch,
-        accumulate=recipe.train.accumulate,
-        sequence=longest["encoder" if spec.form != "decoder-only" and "encoder" in longest else "decoder"],
-        target=longest["decoder"] if both else None,
-        precision=precision or choose_precision(recipe.train.precision, _device()),  # type: ignore[arg-type]
-        optimizer=recipe.train.optimizer,
-        recompute=recipe.train.recompute,
-        device=_device(),
-    )
-
-
-def _device() -> Literal["cpu", "cuda"]:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
@@ -226,7 +204,7 @@ def _rehearsal(model: config.Model, setting: Setting) -> Steps:
     settings = TrainRecipe(
         steps=1_000_000, batch=setting.batch, accumulate=setting.accumulate, optimizer=setting.optimizer, recompute=setting.recompute
     )
-    built = build(model, device=_device(), seed=0)
+    built = build(model, device=device_here(), seed=0)
     return Steps(model, built, objective, settings, precision=setting.precision)
 
 

@@ -17,7 +17,7 @@ from .recipe import Recipe
 
 _PARTS = ("tokenizer", "data", "checkpoints", "model")
 SKIPPED = "skipped.jsonl"
-_FILES = ("metrics.jsonl", SKIPPED, "curves.svg", "result.json", "tensorboard")
+_FILES = ("metrics.jsonl", SKIPPED, "curves.svg", "result.json", "plan.json", "forecast.json", "tensorboard")
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,9 @@ from .folder import SKIPPED, claim, starting, sweep
 from .guard import write_skipped
 from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
 from .onednn import check_onednn
+from .outlook import announce, check_memory, measuring, outlook, write_comparison, write_plan
 from .peak import check_precision, choose_precision
-from .prepare import check_sizes, prepare, text_fingerprint
+from .prepare import check_length, prepare, text_fingerprint
 from .recipe import Recipe
 from .step import Steps
 
@@ -58,13 +60,15 @@ class Trainer(Steps):
 
     objective: Objective
 
-    def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True, force: bool = False) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_precision(self.settings.precision, self.device)
         if self.settings.linear == "onednn":
             check_onednn()
-        check_sizes(recipe, total_memory(self.device))
+        check_length(recipe)
+        if not force:
+            check_memory(recipe, total_memory(self.device))
         start = None if self.settings.start is None else _start(self.settings.start)
         self.metrics = Metrics(folder, tensorboard=self.settings.tensorboard)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.settings)
@@ -220,14 +224,15 @@ def _stop_flag() -> Iterator[threading.Event]:
             signal.signal(number, previous)
 
 
-def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, report: Report | None = None) -> Result:
+def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool = False, report: Report | None = None) -> Result:
     """Train what a recipe describes in a folder; returns what it came to.
 
-    The folder holds recipe.yaml, metrics.jsonl, checkpoints/, model/ (what `hub.load`
-    reads), curves.svg and result.json. With `resume` a run goes on from its newest
+    The folder holds recipe.yaml, plan.json, metrics.jsonl, checkpoints/, model/ (what `hub.load`
+    reads), curves.svg, result.json and forecast.json, the plan beside what was measured. With `resume` a run goes on from its newest
     checkpoint with the same data order, and one that has finished is left as it is.
-    `report` is called with each step's figures; None draws a progress bar. Raises
-    ValueError when the folder holds another run, and for whatever is wrong in the recipe.
+    What the plan says cannot fit is refused, unless by `force`. `report` is called with each
+    step's figures; None prints the plan and draws a progress bar. Raises ValueError when the
+    folder holds another run, and for whatever is wrong in the recipe.
     """
     folder = Path(folder)
     going_on = claim(folder, recipe, resume=resume)
@@ -235,12 +240,16 @@ def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, report: Rep
         return Result(**json.loads((folder / "result.json").read_text(encoding="utf-8")) | {"folder": str(folder)})
     if going_on:
         sweep(folder)
-        trainer = Trainer(recipe, folder, progress=report is None)
+        trainer = Trainer(recipe, folder, progress=report is None, force=force)
     else:
         with starting(folder, recipe):
-            trainer = Trainer(recipe, folder, progress=report is None)
+            trainer = Trainer(recipe, folder, progress=report is None, force=force)
     try:
-        with progress_bar(recipe.train.steps, trainer.state["step"], report) as reporter:
+        forecast = outlook(recipe, trainer.spec, trainer.precision)
+        write_plan(folder, forecast)
+        if report is None:
+            print(announce(forecast), file=sys.stderr)
+        with measuring(trainer.device) as measured, progress_bar(recipe.train.steps, trainer.state["step"], report) as reporter:
             finished = trainer.fit(reporter)
         trainer.checkpoints.wait()
         plot_curves(folder)
@@ -250,6 +259,8 @@ def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, report: Rep
                 trainer.export()
             with hub.replacing(folder / "result.json") as file:
                 file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+            measured.seconds = result.seconds
+            write_comparison(folder, forecast, measured)
     except OSError as error:
         trainer.checkpoints.wait()
         there = checkpoints(folder / "checkpoints")

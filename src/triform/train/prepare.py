@@ -18,13 +18,11 @@ from triform.data.sources import Source, open_source
 from triform.data.split import split
 from triform.data.transform import Transformed
 from triform.objectives import Objective, Samples, build_objective
-from triform.planner import parameters
 from triform.text import Tokenizer, train_tokenizer
 
 from .recipe import DataRecipe, Recipe
 
 Row = Mapping[str, Any]
-_STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0, "muon": 4, "sgd": 4}  # of a parameter, at the least
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,9 @@ def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, folder: Path) -> 
     return trained
 
 
-def _check_length(recipe: Recipe, model: config.Model) -> None:
-    longest = recipe.objective.longest()
+def check_length(recipe: Recipe) -> None:
+    """Raise ValueError, before anything is read or made, for sequences longer than the model's learned positions."""
+    longest, model = recipe.objective.longest(), recipe.architecture()
     for side in ("encoder", "decoder"):
         stack = getattr(model, side, None)
         if side not in longest or stack is None or not isinstance(stack.input, config.Tokens):
@@ -97,24 +96,6 @@ def _check_length(recipe: Recipe, model: config.Model) -> None:
                 f"objective.{name}: expected rows of at most the {stack.input.position.length} learned positions of the {side}, "
                 f"got up to {tokens} tokens; shorten it, or set model.{side}.input.position.length"
             )
-
-
-def check_sizes(recipe: Recipe, memory: int | None) -> None:
-    """Refuse, before anything is read or made, what cannot fit.
-
-    memory: bytes that there are for the model, None where that is not known. Raises ValueError for a model
-    whose weights, gradients and moments alone take more, and for sequences longer than its learned positions.
-    """
-    model = recipe.architecture()
-    _check_length(recipe, model)
-    count = parameters(model).total
-    average = 0 if recipe.train.ema is None else 4
-    need = count * (8 + _STATE_BYTES[recipe.train.optimizer] + average)  # weight and gradient have 4 each
-    if memory is not None and need > memory:
-        raise ValueError(
-            f"the model has {count:,} parameters, which take {need / 1e9:,.1f} GB to train, and this machine has {memory / 1e9:,.1f} GB; "
-            "choose a smaller model, or set model.decoder.depth, model.decoder.width and the like"
-        )
 
 
 def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -> Prepared:

@@ -1,0 +1,137 @@
+"""What a run will take, said before it begins, and held against what it took."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from triform import config
+from triform.config.files import replacing
+from triform.planner import Plan, Setting, memory, parameters, plan
+from triform.planner.describe import short
+from triform.planner.forecast import positions
+from triform.planner.quantities import data_size, duration
+
+from .energy import Energy, meter
+from .peak import choose_precision
+from .recipe import Recipe
+
+PLAN, FORECAST = "plan.json", "forecast.json"
+
+
+def device_here() -> Literal["cpu", "cuda"]:
+    """What a run uses here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str | None = None) -> Setting:
+    """The setting that a recipe trains with; rows count with their full length."""
+    longest = {stack: tokens for stack, (_, tokens) in recipe.objective.longest().items()}
+    spec = model if model is not None else recipe.architecture()
+    both = spec.form == "encoder-decoder"
+    return Setting(
+        batch=recipe.train.batch,
+        accumulate=recipe.train.accumulate,
+        sequence=longest.get("encoder" if spec.form != "decoder-only" and "encoder" in longest else "decoder", 1),
+        target=longest["decoder"] if both else None,
+        precision=precision or choose_precision(recipe.train.precision, device_here()),  # type: ignore[arg-type]
+        optimizer=recipe.train.optimizer,
+        recompute=recipe.train.recompute,
+        device=device_here(),
+    )
+
+
+def check_memory(recipe: Recipe, room: int | None) -> None:
+    """Raise ValueError for a recipe whose step takes more than `room` bytes, by part and with what would help."""
+    model = recipe.architecture()
+    parts = dict(memory.training(model, setting_of(recipe, model)).parts)
+    if recipe.train.ema is not None:
+        parts["average"] = 4 * parameters(model).total
+    total = sum(parts.values())
+    if room is None or total <= room:
+        return
+    largest = ", ".join(f"{name} {data_size(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1])[:3])
+    raise ValueError(
+        f"a step of this recipe takes {data_size(total)} ({largest}), and this machine has {data_size(room)}; lower train.batch or the "
+        "model's size, set train.recompute=full or train.optimizer=adamw8bit, or run it all the same with --force"
+    )
+
+
+def outlook(recipe: Recipe, model: config.Model, precision: str) -> Plan:
+    """The plan of a whole run on this machine, by its calibration where there is one."""
+    how = setting_of(recipe, model, precision)
+    tokens = recipe.train.steps * how.batch * how.accumulate * positions(model, how)
+    return plan(model, tokens=tokens, hardware="this", **asdict(how))
+
+
+def announce(found: Plan) -> str:
+    """A plan in a line, for before the first step."""
+    held, room = data_size(found.memory.training.total), data_size(found.memory.capacity)
+    size, work = short(found.parameters.total), f"{found.flops.exact:.3g} FLOP"
+    return (
+        f"plan: {size} parameters, {short(found.tokens)} tokens in {found.steps:,} steps, {work}; "
+        f"memory {held} of {room}; about {duration(found.time.expected_seconds)} ({found.time.reason})"
+    )
+
+
+@dataclass
+class Measured:
+    """What a run took. seconds: in steps and validation. memory: bytes, None where it cannot be told."""
+
+    seconds: float = 0.0
+    memory: int | None = None
+    memory_is: str = ""
+    energy: Energy = field(default_factory=Energy)
+
+
+@contextmanager
+def measuring(device: str) -> Iterator[Measured]:
+    """Measure the memory and the energy of what runs inside."""
+    found = Measured()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before, highest = psutil.Process().memory_info().rss, _highest()
+    with meter() as found.energy:
+        yield found
+    if device == "cuda":
+        found.memory, found.memory_is = int(torch.cuda.max_memory_allocated()), "allocated on the device"
+    elif _highest() > highest:
+        found.memory, found.memory_is = _highest() - before, "growth of the process, the interpreter's own and caches included"
+
+
+def _highest() -> int:
+    """The most bytes that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def write_plan(folder: Path, found: Plan) -> None:
+    """Put a run's plan into its folder, once."""
+    if not (folder / PLAN).exists():
+        _write(folder / PLAN, found.to_dict())
+
+
+def write_comparison(folder: Path, found: Plan, measured: Measured) -> dict[str, Any]:
+    """Put the forecast beside what was measured into a run's folder; returns what was written."""
+    held = found.memory.training.total
+    rows: dict[str, Any] = {
+        "seconds": {"forecast": found.time.expected_seconds, "measured": measured.seconds, "forecast_by": found.time.reason},
+        "memory": {"forecast": held, "measured": measured.memory, "measured_is": measured.memory_is, "forecast_is": "live tensors"},
+        "energy_kwh": {"forecast": found.cost.energy_kwh, "measured": measured.energy.kwh, "measured_is": measured.energy.reason},
+        "co2_kg": {"forecast": found.cost.co2_kg, "region": found.cost.region.name},
+    }
+    _write(folder / FORECAST, rows)
+    return rows
+
+
+def _write(file: Path, data: dict[str, Any]) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
