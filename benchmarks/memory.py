@@ -131,7 +131,7 @@ def train_two_steps(model: config.Model, setting: Setting, begun: Callable[[], N
     kind: Any = CausalObjective if is_language_model else ClassificationObjective
     spec = Causal() if is_language_model else Classification(labels=("a", "b"))
     names = ("batch", "accumulate", "optimizer", "recompute")
-    recipe = TrainRecipe(steps=10, warmup=0, **{name: getattr(setting, name) for name in names})
+    recipe = TrainRecipe(steps=10, warmup=0, ema=0.999 if setting.average else None, **{name: getattr(setting, name) for name in names})
     steps = Steps(model, nn.build(model, seed=0), kind(spec, None), recipe, precision=setting.precision)
 
     def step(number: int = 2) -> None:

@@ -59,6 +59,7 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("gpt2", (), {"precision": "fp32", "batch": 1, "sequence": 16}),  # the peak is at the token table's two gradients
     ("gpt2", (), {"recompute": "full", "optimizer": "adafactor"}),
     ("gpt2", ("decoder.pattern[0].attention.dropout=0",), {**LONG, "recompute": "selective"}),
+    ("gpt2", (), {"average": True, "batch": 1}),
     ("gpt2", (), {"accumulate": 3, "optimizer": "sgd", "batch": 2}),
     ("llama-3-8b", (), LONG),
     ("llama-3-8b", (), {**LONG, "rows": "packed", "optimizer": "adamw8bit"}),

@@ -20,6 +20,8 @@ from triform.planner.setting import Setting
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
         ("optimizer", "adam", "optimizer: expected one of adamw, adamw8bit, adafactor, muon, sgd, got 'adam'"),
         ("recompute", None, "recompute: expected one of none, selective, full, got None"),
+        ("average", 1, "average: expected true or false, got 1"),
+        ("rows", "short", "rows: expected one of full, padded, packed, got 'short'"),
         ("scored", 2000, "scored: expected at most the 1,024 positions"),
     ],
 )

@@ -86,7 +86,7 @@ class Modules:
         scale = tape.op(weight.count, tape.wide, (tape.cast(weight, tape.wide),)) if spec.unit_offset else tape.cast(weight, tape.wide)
         if self.device == "cuda":  # one kernel
             return tape.cast(tape.op(x.count, tape.wide, (wide, scale), (wide, scale), extra=4 * rows), x.width)
-        mean = tape.op(rows, tape.wide, (tape.op(x.count, tape.wide, (wide,), (wide,), scratch=2 * tape.wide * x.count),))
+        mean = tape.op(rows, tape.wide, (tape.op(x.count, tape.wide, (wide,), (wide,), work=(0, 2 * tape.wide * x.count)),))
         inverse = tape.op(rows, tape.wide, (mean,), keeps_result=True)
         normed = tape.op(x.count, tape.wide, (wide, inverse), (wide, inverse), back=widest_each)
         return tape.cast(tape.op(x.count, tape.wide, (normed, scale), (normed, scale), back=widest_each), x.width)
@@ -100,12 +100,12 @@ class Modules:
         numbers = tape.hold(2 * x.count)
         kept = tape.hold(x.count)
         widened = x.count * x.width
-        out = tape.op(x.count, x.width, (tape.op(x.count, x.width, (x,), (kept,), work=widened, scratch=widened),))
+        out = tape.op(x.count, x.width, (tape.op(x.count, x.width, (x,), (kept,), work=(widened, widened)),))
         del numbers
         return out
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.tape.op(max(x.count, y.count), max(x.width, y.width), (x, y), back=same_each, work=self.widened(x, y))
+        return self.tape.op(max(x.count, y.count), max(x.width, y.width), (x, y), back=same_each, work=(self.widened(x, y), 0))
 
     def widened(self, x: Tensor, y: Tensor) -> int:
         """Bytes of the copy that the CPU makes of the narrower of two operands."""

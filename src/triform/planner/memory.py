@@ -32,7 +32,7 @@ _STATES = {
     "adamw": "8 P", "adamw8bit": "2 P and 8 for 256 numbers", "adafactor": "4 (rows + columns) of each matrix",
     "muon": "4 P of the layers' matrices, 8 P of the rest", "sgd": "4 P",
 }  # fmt: skip
-TRAINING = ("weights", "gradients", "optimizer", "casts", "activations", LOGITS, "inputs", "temporary", "overhead")
+TRAINING = ("weights", "gradients", "optimizer", "average", "casts", "activations", LOGITS, "inputs", "temporary", "overhead")
 INFERENCE = ("weights", "scales", "cache", "cross_cache", "workspace", LOGITS, "inputs", "overhead")
 
 
@@ -70,6 +70,8 @@ def training(model: config.Model, setting: Setting) -> Memory:
     found = weights(tape, shapes, 4)
     state = sum(states.kept(name, shape, setting.optimizer) for name, shape in shapes.items()) + states.fixed(setting.optimizer)
     resident = [tape.hold(state, "optimizer"), tape.hold(setting.accumulate * _inputs(model, setting), "inputs"), *_buffers(model, tape, 4)]
+    if setting.average:
+        resident.append(tape.hold(4 * count.total, "average"))
     for _ in range(min(setting.accumulate, 2)):  # the second finds gradients there, and any other is like it
         tape.backward(Pass(model, setting, tape, found).loss())
     ledger.moment = "optimizer's step"

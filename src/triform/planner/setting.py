@@ -25,6 +25,7 @@ class Setting:
     attention: "sdpa", which never holds the scores, or "eager", which does.
     scored: positions a sequence that a language-model head scores; None: all.
     rows: "full" of one text each, or "padded" or "packed" with several, which attention needs a mask for.
+    average: a moving average of the weights is kept beside them (`train.ema`).
     """
 
     batch: int = 32
@@ -37,6 +38,7 @@ class Setting:
     attention: AttentionKernel = "sdpa"
     scored: int | None = None
     rows: Rows = "full"
+    average: bool = False
     device: Device = "cuda"
 
     def __post_init__(self) -> None:
@@ -54,7 +56,10 @@ class Setting:
 
 
 def _check(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if choices and all(isinstance(choice, str) for choice in choices):
+    if name == "average":
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected true or false, got {value!r}")
+    elif choices and all(isinstance(choice, str) for choice in choices):
         if value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
     elif value is None and type(None) in choices:

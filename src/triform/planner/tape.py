@@ -154,18 +154,18 @@ class Tape:
 
     def op(
         self, count: int, width: int, inputs: Sequence[Tensor], saves: Sequence[Tensor | Storage] = (), *,
-        back: Back = new_each, work: int = 0, scratch: int = 0, keeps_result: bool = False, extra: int = 0,
+        back: Back = new_each, work: tuple[int, int] = (0, 0), keeps_result: bool = False, extra: int = 0,
     ) -> Tensor:  # fmt: skip
         """A new tensor from an operation on inputs.
 
         saves: what its backward pass needs; keeps_result: its own result too. extra: bytes of further results that are saved.
-        work, scratch: bytes that the operation and its backward pass take and give back.
+        work: bytes that the operation, and its backward pass, take and give back.
         """
         out = self.new(count, width)
-        if work:
-            self.hold(work)
+        if work[0]:
+            self.hold(work[0])
         saved = [self.hold(extra)] if extra else []
-        return self._record(out, inputs, [*saves, *saved, *((out,) if keeps_result else ())], back, scratch)
+        return self._record(out, inputs, [*saves, *saved, *((out,) if keeps_result else ())], back, work[1])
 
     def view(self, x: Tensor, count: int | None = None) -> Tensor:
         """The same memory."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.autograd.profiler import profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,7 +25,7 @@ class Allocations:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+        self._profile = profile(profile_memory=True)
 
     def __enter__(self) -> Allocations:
         self._profile.__enter__()  # type: ignore[no-untyped-call]
@@ -38,8 +38,7 @@ class Allocations:
 
     def __exit__(self, *error: Any) -> None:
         self._profile.__exit__(*error)  # type: ignore[no-untyped-call]
-        assert self._profile.profiler is not None
-        record = self._profile.profiler.kineto_results
+        record = self._profile.kineto_results
         assert record is not None
         now = 0
         for event in sorted(record.events(), key=lambda event: event.start_ns()):
