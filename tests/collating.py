@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recipes import LINES
+
 from triform.data.shards import write_shards
 from triform.objectives import Batch, Objective, Samples, build_objective
-from triform.text import Tokenizer
+from triform.text import Tokenizer, train_tokenizer
+
+
+@lru_cache
+def trained(kind: str, sentinels: int = 0) -> Tokenizer:
+    """A tokenizer of a kind, trained on the lines."""
+    size = {"characters": 150, "bpe": 560, "wordpiece": 261, "all characters": 261}[kind]
+    return train_tokenizer(LINES, kind=kind.removeprefix("all "), vocab_size=size, min_frequency=1, sentinels=sentinels)
 
 
 def samples(spec: Any, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any] | str], folder: Path) -> tuple[Objective, Samples]:

@@ -47,6 +47,8 @@ def model(*stacks: str, head: dict[str, Any] | None = None, **fields: Any) -> di
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "Causal": {"length": 16},
+    "Prefix": {"length": 16},
+    "FillInTheMiddle": {"kind": "Causal", "length": 16, "fim": 0.5},
     "Masked": {"length": 24, "whole_words": True},
     "SpanCorruption": {"length": 16},
     "SequenceToSequence": {"length": 24, "target_length": 24},
@@ -67,11 +69,15 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
     """A recipe as plain data: an objective on the files that `write_data` wrote, six steps of a tiny model."""
     models = {
         "Causal": lambda: model("decoder"),
+        "Prefix": lambda: {"kind": "Transformer", "head": {"kind": "LanguageModel"}, "decoder": stack(mask="prefix")},
+        "FillInTheMiddle": lambda: model("decoder"),
         "Masked": lambda: model("encoder"),
         "Classification": lambda: model("encoder", head={"kind": "Classify", "labels": 2, "pool": "mean"}),
     }
     file = {"Classification": "reviews.jsonl", "SequenceToSequence": "pairs.jsonl"}.get(kind, "lines.txt")
-    tokenizer = {"kind": "characters", "vocab_size": 40 if kind == "Classification" else VOCABULARY}
+    tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind == "Classification" else VOCABULARY}
+    if kind == "FillInTheMiddle":
+        tokenizer["add"] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     settings = {"steps": 6, "batch": 3, "warmup": 2, "validate_every": 2, "checkpoint_every": 2, "precision": "fp32", "keep": 9}
     return {
         "model": models.get(kind, lambda: model("encoder", "decoder"))(),

@@ -1,17 +1,9 @@
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
-from recipes import LINES
+from collating import trained
 
-from triform.text import Tokenizer, train_tokenizer
-
-
-@lru_cache
-def trained(kind: str, sentinels: int = 0) -> Tokenizer:
-    size = {"characters": 150, "bpe": 560, "wordpiece": 261, "all characters": 261}[kind]
-    return train_tokenizer(LINES, kind=kind.removeprefix("all "), vocab_size=size, min_frequency=1, sentinels=sentinels)
+from triform.text import Tokenizer
 
 
 @pytest.fixture(params=["characters", "bpe", "wordpiece"])

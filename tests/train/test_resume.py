@@ -15,16 +15,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 import yaml
-from recipes import plain, recipe
+from recipes import OBJECTIVES, plain, recipe
 from runs import Killed, assert_same, killed_at, outcome, quiet, stopped_and_resumed
 
 from triform.train import Recipe, TrainRecipe, read_metrics, read_recipe, run
 
 OPTIMIZERS = get_args(get_type_hints(TrainRecipe)["optimizer"])
-KINDS = ["Causal", "Masked", "SpanCorruption", "SequenceToSequence", "Classification"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_each_objective_goes_on_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
     made = recipe(kind, data)
     run(made, tmp_path / "whole", report=quiet)

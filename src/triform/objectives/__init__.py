@@ -9,12 +9,14 @@ from .causal import Causal, CausalObjective
 from .classification import Classification, ClassificationObjective
 from .masked import Masked, MaskedObjective
 from .pairs import SequenceToSequence, SequenceToSequenceObjective
+from .prefix import Prefix, PrefixObjective
 from .spans import SpanCorruption, SpanCorruptionObjective
 
-ObjectiveSpec = Causal | Masked | SpanCorruption | SequenceToSequence | Classification
+ObjectiveSpec = Causal | Prefix | Masked | SpanCorruption | SequenceToSequence | Classification
 
 _CLASSES: dict[type, type[Objective]] = {
     Causal: CausalObjective,
+    Prefix: PrefixObjective,
     Masked: MaskedObjective,
     SpanCorruption: SpanCorruptionObjective,
     SequenceToSequence: SequenceToSequenceObjective,
@@ -28,6 +30,6 @@ def build_objective(spec: Any, tokenizer: Tokenizer) -> Objective:
 
 
 __all__ = [
-    "Batch", "Causal", "Classification", "Loss", "Masked", "Objective", "ObjectiveSpec", "Samples", "SequenceToSequence", "SpanCorruption",
-    "build_objective",
+    "Batch", "Causal", "Classification", "Loss", "Masked", "Objective", "ObjectiveSpec", "Prefix", "Samples", "SequenceToSequence",
+    "SpanCorruption", "build_objective",
 ]  # fmt: skip

@@ -15,18 +15,28 @@ from triform.nn import IGNORE
 from triform.text.framing import opening
 
 from .base import Batch, Objective, Sample, Samples, need, need_language_model, packed, stack_rows, texts_of
+from .middle import middle_tokens, rearranged
 
 
 @spec
 class Causal:
-    """Rows of `length` tokens cut from the stream of all documents, which never see each other."""
+    """Rows of `length` tokens cut from the stream of all documents, which never see each other.
+
+    fim: the share of documents that are rearranged before that, so that the model learns to fill in the middle (Bavarian
+    et al. 2022); fim_spm: of these, the share that begins with the suffix (SPM), while the others begin with the prefix (PSM).
+    """
 
     length: int = 512
     text: str = "text"
+    fim: float = 0.0
+    fim_spm: float = 0.5
 
     def __post_init__(self) -> None:
         if self.length < 2:
             raise ValueError(f"length: expected at least 2 tokens, got {self.length}")
+        for name in ("fim", "fim_spm"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
 
     def longest(self) -> dict[str, tuple[str, int]]:
         """For each stack the field that decides on its longest row, and that row's tokens."""
@@ -46,8 +56,14 @@ class CausalObjective(Objective):
         """Column "text": what opens a text for this tokenizer, the document, [EOS]."""
         before = opening(self.tokenizer)
         after = [] if self.tokenizer.eos is None else [self.tokenizer.eos]
-        encoded = self.tokenizer.encode_batch(texts_of(rows, self.spec.text), plain=True)
+        encoded = self.tokens(texts_of(rows, self.spec.text))
         return [{"text": before + ids + after} for ids in encoded]
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts, some of them rearranged."""
+        if self.spec.fim:
+            return rearranged(self.tokenizer, texts, self.spec.fim, self.spec.fim_spm)
+        return self.tokenizer.encode_batch(texts, plain=True)
 
     def samples(self, shards: Shards) -> Samples:
         column = shards.column("text")
@@ -77,3 +93,5 @@ class CausalObjective(Objective):
         found = need_language_model(model, "Causal", "decoder-only")
         masks = {block.attention.mask for block in found.last.pattern}
         need("bidirectional" not in masks, "Causal", "attention whose mask is causal or prefix", "bidirectional")
+        if self.spec.fim:
+            middle_tokens(self.tokenizer)

@@ -64,7 +64,7 @@ def _texts(rows: Iterable[Row], fields: Iterable[str]) -> Iterator[str]:
 def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, folder: Path) -> Tokenizer:
     wanted = recipe.tokenizer
     if wanted.path is not None:
-        return Tokenizer.load(wanted.path)
+        return _with_added(Tokenizer.load(wanted.path), wanted.add)
     fields = [getattr(recipe.objective, name) for name in ("text", "source", "target") if hasattr(recipe.objective, name)]
     note = folder / "settings.json"
     made_from = {"tokenizer": config.to_dict(wanted, defaults=True), "fields": fields, "text": text}
@@ -77,10 +77,16 @@ def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, folder: Path) -> 
         min_frequency=wanted.min_frequency,
         sentinels=wanted.sentinels,
     )
-    trained.save(folder)
+    _with_added(trained, wanted.add).save(folder)
     with replacing(note) as file:
         file.write_text(json.dumps(made_from), encoding="utf-8")
     return trained
+
+
+def _with_added(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
+    """A fresh tokenizer with more special tokens after its last one."""
+    tokenizer.backend.add_special_tokens([name for name in names if tokenizer.id(name) is None])
+    return tokenizer
 
 
 def check_length(recipe: Recipe) -> None:

@@ -12,18 +12,22 @@ import yaml
 from triform import config, hub
 from triform.config.spec import spec
 from triform.nn.recompute import Recompute
-from triform.objectives import Causal, Classification, Masked, ObjectiveSpec, SequenceToSequence, SpanCorruption
+from triform.objectives import ObjectiveSpec
 
 
 @spec
 class TokenizerRecipe:
-    """A tokenizer's folder in `path`, or what to train on the run's own training text."""
+    """A tokenizer's folder in `path`, or what to train on the run's own training text.
+
+    add: names of special tokens to put after its last one.
+    """
 
     path: str | None = None
     kind: Literal["byte-bpe", "bpe", "wordpiece", "unigram", "characters"] = "bpe"
     vocab_size: int = 8000
     min_frequency: int = 1
     sentinels: int = 0
+    add: tuple[str, ...] = ()
 
 
 @spec
@@ -165,7 +169,7 @@ class Recipe:
 
     model: str | dict[str, Any]
     data: DataRecipe
-    objective: Causal | Masked | SpanCorruption | SequenceToSequence | Classification
+    objective: ObjectiveSpec
     train: TrainRecipe
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     set: dict[str, Any] = field(default_factory=dict)
