@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 
 from triform import config
 from triform.config.files import replacing
-from triform.planner import Plan, Setting, memory, parameters, plan
+from triform.planner import Plan, Setting, hardware, memory, parameters, plan
 from triform.planner.describe import short
 from triform.planner.forecast import positions
 from triform.planner.quantities import data_size, duration
@@ -68,7 +68,9 @@ def check_memory(recipe: Recipe, room: int | None) -> None:
 
 def outlook(recipe: Recipe, model: config.Model, precision: str) -> Plan:
     """The plan of a whole run on this machine, by its calibration where there is one."""
-    how = setting_of(recipe, model, precision)
+    how, fleet = setting_of(recipe, model, precision), hardware("this")
+    if how.precision not in fleet.card.peak:
+        how = replace(how, precision="fp32")  # what the processor only emulates was not measured
     tokens = recipe.train.steps * how.batch * how.accumulate * positions(model, how)
     return plan(model, tokens=tokens, hardware="this", **asdict(how))
 
