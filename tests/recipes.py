@@ -45,11 +45,19 @@ def model(*stacks: str, head: dict[str, Any] | None = None, **fields: Any) -> di
     return parts | ({"share_tokens": True} if len(stacks) > 1 else {})
 
 
+def _judging_pairs() -> dict[str, Any]:
+    made = model("encoder")
+    made["encoder"]["input"]["segments"] = 2
+    return made | {"sentence_head": {"labels": 2, "transform": "tanh"}}
+
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "Causal": {"length": 16},
     "Prefix": {"length": 16},
     "FillInTheMiddle": {"kind": "Causal", "length": 16, "fim": 0.5},
     "Masked": {"length": 24, "whole_words": True},
+    "NextSentence": {"kind": "Masked", "length": 24, "pairs": "next"},
+    "SentenceOrder": {"kind": "Masked", "length": 24, "pairs": "order", "whole_words": True},
     "SpanCorruption": {"length": 16},
     "SequenceToSequence": {"length": 24, "target_length": 24},
     "Classification": {"length": 24, "labels": ["negative", "positive"]},
@@ -58,6 +66,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def write_data(folder: Path) -> None:
     """The files that `recipe` names, in a folder."""
+    paragraphs = ["".join(LINES[i : i + 3]) for i in range(22)]
+    (folder / "paragraphs.txt").write_text("\n".join(paragraphs) + "\n", encoding="utf-8")
     (folder / "lines.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     rows = [{"text": f"{text}{i}", "label": label} for i in range(6) for text, label in REVIEWS]
     (folder / "reviews.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -72,16 +82,19 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
         "Prefix": lambda: {"kind": "Transformer", "head": {"kind": "LanguageModel"}, "decoder": stack(mask="prefix")},
         "FillInTheMiddle": lambda: model("decoder"),
         "Masked": lambda: model("encoder"),
+        "NextSentence": _judging_pairs,
+        "SentenceOrder": _judging_pairs,
         "Classification": lambda: model("encoder", head={"kind": "Classify", "labels": 2, "pool": "mean"}),
     }
-    file = {"Classification": "reviews.jsonl", "SequenceToSequence": "pairs.jsonl"}.get(kind, "lines.txt")
+    files = {"Classification": "reviews.jsonl", "SequenceToSequence": "pairs.jsonl"}
+    files |= dict.fromkeys(("NextSentence", "SentenceOrder"), "paragraphs.txt")
     tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind == "Classification" else VOCABULARY}
     if kind == "FillInTheMiddle":
         tokenizer["add"] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     settings = {"steps": 6, "batch": 3, "warmup": 2, "validate_every": 2, "checkpoint_every": 2, "precision": "fp32", "keep": 9}
     return {
         "model": models.get(kind, lambda: model("encoder", "decoder"))(),
-        "data": {"source": str(folder / file), "validation": 0.2},
+        "data": {"source": str(folder / files.get(kind, "lines.txt")), "validation": 0.2},
         "tokenizer": tokenizer | ({"sentinels": 8} if kind == "SpanCorruption" else {}),
         "objective": {"kind": kind, **OBJECTIVES[kind]},
         "train": settings | train,

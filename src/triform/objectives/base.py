@@ -33,7 +33,7 @@ class Batch:
     inputs (B, T) of ids; mask (B, T), False where padding, or None where there is none;
     target and target_mask (B, U) for the decoder of an encoder-decoder; labels (B, T),
     (B, U) or (B,), IGNORE where nothing is scored; layout.documents (B, T) where rows
-    hold several documents.
+    hold several documents; sentence (B,), the labels of a sentence head.
     """
 
     inputs: Tensor
@@ -42,6 +42,7 @@ class Batch:
     target: Tensor | None = None
     target_mask: Tensor | None = None
     layout: Layout | None = None
+    sentence: Tensor | None = None
 
     @property
     def count(self) -> int:

@@ -8,7 +8,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from tokenizers import Encoding
 
@@ -16,6 +16,7 @@ from .tokenizer import Tokenizer
 
 Segmenter = Callable[[str], list[str]]
 
+_SENTENCE_END = re.compile(r"""(?:[。！？!?…]+|\.(?=[”’"')\]]*(?:\s|$)))[”’"'」』）)\]]*\s*|\s*\n\s*""")
 # a run of letters and digits with inner apostrophes or hyphens, a run of white space, or one other character
 _WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|\s+|.", re.DOTALL)
 
@@ -79,6 +80,16 @@ def segmenter(name: str = "jieba") -> Segmenter:
         return words
 
     return segment
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a Chinese or English text, each with its closing quotes and the white space after it; joined they are the text.
+
+    A sentence ends with 。！？!?…, with a full stop that white space follows, or with its line.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    cuts = [0, *ends, len(text)]
+    return [text[a:b] for a, b in pairwise(cuts) if a < b]
 
 
 def word_ids(
