@@ -124,7 +124,8 @@ class Pass:
         tape.layer, tape.ledger.moment = f"{name}.input", f"forward of {name}.input"
         scene = Scene(spec, name, length, memory=memory, source=source, store=store)
         x = self.patches(scene, spec.input) if isinstance(spec.input, config.Patches) else self.tokens(scene, spec.input)
-        scene.views = {attention: self.view(scene, attention) for attention in dict.fromkeys(b.attention for b in spec.pattern)}
+        for attention in dict.fromkeys(block.attention for block in spec.pattern[: spec.depth]):
+            scene.views[attention] = self.view(scene, attention)
         if memory is not None and self.setting.rows != "full":
             scene.across = View(tape.new(self.setting.batch * source * (length if self.setting.rows == "packed" else 1), 1))
         for index in range(spec.depth):
@@ -242,7 +243,7 @@ class Pass:
     @staticmethod
     def _place(stack: config.Stack, attention: config.Attention) -> int:
         """Which of the stack's biases this is; attentions of one position, heads and direction share theirs."""
-        kinds = [(a.position, a.heads, a.mask == "bidirectional") for a in (block.attention for block in stack.pattern)]
+        kinds = [(a.position, a.heads, a.mask == "bidirectional") for a in (block.attention for block in stack.pattern[: stack.depth])]
         biased = [kind for kind in dict.fromkeys(kinds) if isinstance(kind[0], config.Bucketed | config.Alibi)]
         return biased.index((attention.position, attention.heads, attention.mask == "bidirectional"))
 
