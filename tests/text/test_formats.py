@@ -126,13 +126,13 @@ def models(tmp_path_factory):
 @given(text=MIXED)
 def test_sentencepiece_models_give_sentencepieces_tokens(models, name, text):
     ours, theirs = models[name]
-    _alike(ours, theirs, _without_marks(text))
+    assert_alike(ours, theirs, _without_marks(text))
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
 @pytest.mark.parametrize("text", [*TEXTS, "▁ ▁▁x", "a <sep>b<sep> 天下大势", "   a   b   "])
 def test_sentencepiece_on_nasty_texts(models, name, text):
-    _alike(*models[name], text.replace("e\u0301", "e"))
+    assert_alike(*models[name], text.replace("e\u0301", "e"))
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
@@ -144,7 +144,7 @@ def test_control_pieces_spelled_out_in_a_plain_text_are_text(models, name):
     assert control & {*ours.encode(text)}
 
 
-def _alike(ours, theirs, text):
+def assert_alike(ours, theirs, text):
     ids = theirs.encode(text)
     assert ours.encode(text, plain=True) == ids
     if theirs.unk_id() not in ids:

@@ -127,7 +127,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def refused_or_read(folder, contents):
+def assert_refused_or_read(folder, contents):
     """Loads, encodes and decodes, or raises ValueError."""
     for file in folder.iterdir():
         file.unlink()
@@ -147,7 +147,7 @@ def test_sentencepiece_models_with_bytes_changed(place, data):
         # most of the model is its charsmap; the fields are at both ends
         at = data.draw(st.integers(0, len(raw) - 1) | st.integers(0, 2500) | st.integers(len(raw) - 60, len(raw) - 1))
         raw[at] = data.draw(st.integers(0, 255))
-    refused_or_read(place, {"a.model": bytes(raw[: data.draw(st.just(len(raw)) | st.integers(0, len(raw)))])})
+    assert_refused_or_read(place, {"a.model": bytes(raw[: data.draw(st.just(len(raw)) | st.integers(0, len(raw)))])})
 
 
 @settings(max_examples=100, deadline=None)
@@ -176,7 +176,7 @@ def test_tokenizer_json_with_parts_of_other_types(place, kind, data):
         key = data.draw(st.sampled_from(list(part) if isinstance(part, dict) else list(range(min(len(part), 20)))))
         inner = part[key]
     part[key] = data.draw(VALUES)
-    refused_or_read(place, {"tokenizer.json": json.dumps(contents)})
+    assert_refused_or_read(place, {"tokenizer.json": json.dumps(contents)})
 
 
 @settings(max_examples=40, deadline=None)
@@ -186,7 +186,7 @@ def test_tokenizer_json_with_parts_of_other_types(place, kind, data):
 ), VALUES | st.dictionaries(st.text(max_size=5), VALUES, max_size=3), max_size=5))  # fmt: skip
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 def test_settings_of_any_types(place, kind, config):
-    refused_or_read(place, public.files(kind) | {"tokenizer_config.json": json.dumps(config)})
+    assert_refused_or_read(place, public.files(kind) | {"tokenizer_config.json": json.dumps(config)})
 
 
 _made = {}

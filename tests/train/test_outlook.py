@@ -51,7 +51,7 @@ def test_what_cannot_fit_is_refused_unless_forced(data: Path, tmp_path: Path, mo
     needed = memory.training(made.architecture(), setting_of(made)).total
     assert needed > 16 * parameters(made.architecture()).total
     monkeypatch.setattr("triform.train.loop.total_memory", lambda device: needed - 1)
-    with pytest.raises(ValueError, match="a step of this recipe takes .* --force") as caught:
+    with pytest.raises(ValueError, match=r"a step of this recipe takes .* --force") as caught:
         run(made, tmp_path / "refused", report=lambda row: None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "refused").exists()

@@ -2,7 +2,6 @@
 
 import os
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -20,18 +19,16 @@ HUGE = 2**60
 
 
 def refused(tmp_path: Path, data: bytes) -> str:
-    """What is said of a file, which must be one line that begins with its name, at once and without much memory."""
+    """What is said of a file, which must be one line that begins with its name, without much memory."""
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     tracemalloc.start()
-    begin = time.perf_counter()
     try:
         with pytest.raises(ValueError, match=r"\A") as error:
             Header(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - begin < 1
     assert peak < 10 * len(data) + 2**20
     said = str(error.value)
     assert said.startswith(f"{path}: ")
