@@ -59,6 +59,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "NextSentence": {"kind": "Masked", "length": 24, "pairs": "next"},
     "SentenceOrder": {"kind": "Masked", "length": 24, "pairs": "order", "whole_words": True},
     "SpanCorruption": {"length": 16},
+    "Mixture": {"kind": "SpanCorruption", "length": 16, "mixture": "ul2", "modes": True},
     "SequenceToSequence": {"length": 24, "target_length": 24},
     "Classification": {"length": 24, "labels": ["negative", "positive"]},
 }
@@ -91,11 +92,13 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
     tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind == "Classification" else VOCABULARY}
     if kind == "FillInTheMiddle":
         tokenizer["add"] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    if kind == "Mixture":
+        tokenizer["add"] = ["[R]", "[S]", "[X]"]
     settings = {"steps": 6, "batch": 3, "warmup": 2, "validate_every": 2, "checkpoint_every": 2, "precision": "fp32", "keep": 9}
     return {
         "model": models.get(kind, lambda: model("encoder", "decoder"))(),
         "data": {"source": str(folder / files.get(kind, "lines.txt")), "validation": 0.2},
-        "tokenizer": tokenizer | ({"sentinels": 8} if kind == "SpanCorruption" else {}),
+        "tokenizer": tokenizer | ({"sentinels": 8} if kind in ("SpanCorruption", "Mixture") else {}),
         "objective": {"kind": kind, **OBJECTIVES[kind]},
         "train": settings | train,
     }
