@@ -160,9 +160,10 @@ def _setting(model: config.Transformer, budget: Budget, given: dict[str, Any]) -
             continue
         most = min(1 + (room - one) / max(1, two - one), _LARGEST_MICRO_BATCH / length)
         batch = given.get("batch") or 2 ** int(math.log2(max(1, most)))
-        if batch * (two - one) + one - (two - one) > room:
-            continue
         best = Setting(**plain | {"batch": batch, "recompute": how})
+        while best.batch > 1 and memory.training(model, best).total > room:
+            best = replace(best, batch=best.batch // 2)
+        batch = best.batch
         if batch * length >= 8192:
             break
     return best
@@ -268,9 +269,8 @@ def _fit(name: str, model: config.Transformer, room: int, sequence: int, given: 
     for optimizer in optimizers if 8 * size <= room else ():  # weights and gradients alone
         for how in (given["recompute"],) if "recompute" in given else _HOW:
             plain: dict[str, Any] = given | {"sequence": length, "optimizer": optimizer, "recompute": how}
-            one, two = (memory.training(model, Setting(**plain | {"batch": batch})).total for batch in (1, 2))
-            if one <= room:
-                batch = 1 + int((room - one) / max(1, two - one))
+            batch = memory.largest_training_batch(model, Setting(**plain | {"batch": 1}), room, limit=1024)
+            if batch:
                 return Fit(name=name, parameters=size, training=f"{optimizer}, recompute {how}", batch=batch, context=contexts)
     return Fit(name=name, parameters=size, training=None, batch=0, context=contexts)
 

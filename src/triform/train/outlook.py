@@ -16,7 +16,8 @@ import torch
 
 from triform import config
 from triform.config.files import replacing
-from triform.planner import Plan, Setting, hardware, memory, parameters, plan
+from triform.objectives import Causal, Masked
+from triform.planner import Plan, Setting, hardware, memory, plan
 from triform.planner.describe import short
 from triform.planner.forecast import positions
 from triform.planner.quantities import data_size, duration
@@ -46,6 +47,8 @@ def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str
         precision=precision or choose_precision(recipe.train.precision, device_here()),  # type: ignore[arg-type]
         optimizer=recipe.train.optimizer,
         recompute=recipe.train.recompute,
+        rows="packed" if isinstance(recipe.objective, Causal | Masked) else "padded",
+        average=recipe.train.ema is not None,
         device=device_here(),
     )
 
@@ -53,15 +56,12 @@ def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str
 def check_memory(recipe: Recipe, room: int | None) -> None:
     """Raise ValueError for a recipe whose step takes more than `room` bytes, by part and with what would help."""
     model = recipe.architecture()
-    parts = dict(memory.training(model, setting_of(recipe, model)).parts)
-    if recipe.train.ema is not None:
-        parts["average"] = 4 * parameters(model).total
-    total = sum(parts.values())
-    if room is None or total <= room:
+    held = memory.training(model, setting_of(recipe, model))
+    if room is None or held.total <= room:
         return
-    largest = ", ".join(f"{name} {data_size(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1])[:3])
+    largest = ", ".join(f"{name} {data_size(size)}" for name, size in sorted(held.parts.items(), key=lambda part: -part[1])[:3])
     raise ValueError(
-        f"a step of this recipe takes {data_size(total)} ({largest}), and this machine has {data_size(room)}; lower train.batch or the "
+        f"a step of this recipe takes {data_size(held.total)} ({largest}), and this machine has {data_size(room)}; lower train.batch or the "
         "model's size, set train.recompute=full or train.optimizer=adamw8bit, or run it all the same with --force"
     )
 
