@@ -60,6 +60,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "SentenceOrder": {"kind": "Masked", "length": 24, "pairs": "order", "whole_words": True},
     "SpanCorruption": {"length": 16},
     "Mixture": {"kind": "SpanCorruption", "length": 16, "mixture": "ul2", "modes": True},
+    "Denoising": {"length": 24, "rotate": 0.5, "mask": 0.1, "delete": 0.1},
     "SequenceToSequence": {"length": 24, "target_length": 24},
     "Classification": {"length": 24, "labels": ["negative", "positive"]},
 }
