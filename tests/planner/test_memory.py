@@ -264,17 +264,15 @@ def test_the_literature_stands_beside_it() -> None:
     assert all(line.source and line.unit == "B" for line in (*gpt3.lines, *gpt3.published))
 
 
-def test_every_preset_answers_at_once_and_without_torch() -> None:
+def test_every_preset_answers_without_torch() -> None:
     code = """
-import sys, time
+import sys
 from triform import config
 from triform.planner import memory
 from triform.planner.setting import Setting
 for name in config.presets():
-    start = time.perf_counter()
     memory.training(config.preset(name), Setting(batch=4, sequence=256))
     memory.inference(config.preset(name), context=256)
-    assert time.perf_counter() - start < 1, name
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
