@@ -9,9 +9,10 @@ demo: .venv/.demo
 	$(BIN)/triform demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-slow: .venv/.dev
+# with llama.cpp beside it, which is compiled in some minutes the first time
+slow: .venv/.dev .venv/.interop
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev
@@ -44,6 +45,11 @@ check: test lint types contract
 	@echo "installing triform for its tests (the first time only) ..."
 	$(PIP) -e '.[dev]'
 	@touch $@ .venv/.demo
+
+.venv/.interop: pyproject.toml constraints.txt .venv/.dev
+	@echo "compiling llama.cpp for the slow tests (the first time only) ..."
+	$(PIP) -e '.[interop]'
+	@touch $@
 
 clean:
 	rm -rf .venv demo runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
