@@ -207,7 +207,9 @@ def _memory(model: config.Model, setting: Setting, layout: Layout) -> dict[str, 
 
 def _split(model: config.Model, setting: Setting, layout: Layout, flight: int) -> dict[str, int]:
     """What one stage's shard holds, with what replicas split; `flight` micro-batches are on their way at once."""
-    parts = dict(memory.training(model, replace(setting, accumulate=min(2, setting.accumulate))).parts)
+    alone = memory.training(model, replace(setting, accumulate=min(2, setting.accumulate)))
+    # What is split moves the peak, so each part counts with the most that it has at any moment.
+    parts = dict(alone.parts if layout.zero == 0 and flight == 1 else alone.largest)
     weights = parts["weights"]
     parts["activations"] *= min(flight, setting.accumulate)
     layer = _largest_layer(model)
