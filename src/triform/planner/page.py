@@ -25,9 +25,11 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .5re
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin-top: 1rem }
 .fact { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .75rem } .fact b { display: block; font-size: 1.25rem }
 .fact span { color: var(--soft); font-size: .85rem }
-.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .3rem .75rem; align-items: center; font-size: .92rem }
+.bars { display: grid; grid-template-columns: fit-content(10rem) minmax(2rem, 1fr) max-content; gap: .3rem .75rem; align-items: center; font-size: .92rem }
 .track { background: var(--line); height: .8rem; border-radius: 3px; overflow: hidden } .fill { background: var(--bar); height: 100% }
-.fill.over { background: var(--over) } .number { text-align: right; font-variant-numeric: tabular-nums }
+.fill.over { background: var(--over) } .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; font-size: .92rem } td, th { padding: .25rem .9rem .25rem 0; text-align: left; font-weight: normal }
+th { color: var(--soft) } .scroll { overflow-x: auto }
 details { border-top: 1px solid var(--line); padding: .35rem 0; font-size: .9rem } summary { cursor: pointer }
 .over-text { color: var(--over) } code { overflow-wrap: anywhere }
 """
@@ -64,10 +66,23 @@ def _sections(plan: Plan) -> Iterator[str]:
     yield _bars(plan.memory.training.parts, plan.memory.training.total, room)
     yield f"<h2>Memory of inference: {data_size(plan.memory.inference.total)} for one sequence of {plan.setting.sequence:,} tokens</h2>"
     yield _bars(plan.memory.inference.parts, plan.memory.inference.total, room)
+    if plan.layouts:
+        yield "<h2>Layouts that fit, the fastest first</h2>"
+        yield _layouts(plan)
     yield "<h2>FLOPs: from the rule of thumb to the exact count</h2>"
     yield _bars(plan.flops.parts, plan.flops.exact, max(*plan.flops.parts.values(), plan.flops.exact), "FLOP")
     yield "<h2>Where each figure comes from</h2>"
     yield from (_line(line) for line in plan.lines())
+
+
+def _layouts(plan: Plan) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("layout", "micro-batches × sequences", "memory", "sent a step", "bubble", "time"))
+    rows = []
+    for one in plan.layouts:
+        cells = (str(one.layout), f"{one.setting.accumulate} × {one.setting.batch}", data_size(one.total),
+                 data_size(sum(one.communication.values())), f"{one.bubble:.0%}", duration(one.step_seconds * plan.steps))  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def summary(plan: Plan) -> str:
@@ -98,6 +113,8 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.data is not None:
         yield f"{plan.data.loss.low:.2f} to {plan.data.loss.high:.2f}", "expected loss, nats a token (on the laws' own English text)"
         yield f"{plan.data.distance.tokens_a_parameter:.3g}", f"tokens a parameter; {plan.data.distance.advice}"
+        if again := plan.data.repetition:
+            yield f"{again.epochs:.3g} epochs", f"worth {short(round(again.tokens))} new tokens; {again.advice}"
 
 
 def _bars(parts: Mapping[str, float], total: float, room: float, unit: str = "B") -> str:
