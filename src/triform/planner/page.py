@@ -29,7 +29,8 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .5re
         font-size: .92rem }
 .track { background: var(--line); height: .8rem; border-radius: 3px; overflow: hidden } .fill { background: var(--bar); height: 100% }
 .fill.over { background: var(--over) } .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-table { border-collapse: collapse; font-size: .92rem } td, th { padding: .25rem .9rem .25rem 0; text-align: left; font-weight: normal; white-space: nowrap }
+table { border-collapse: collapse; font-size: .92rem } td, th { padding: .25rem .9rem .25rem 0; text-align: left; font-weight: normal;
+         white-space: nowrap }
 th { color: var(--soft) } .scroll { overflow-x: auto }
 details { border-top: 1px solid var(--line); padding: .35rem 0; font-size: .9rem } summary { cursor: pointer }
 .over-text { color: var(--over) } code { overflow-wrap: anywhere }

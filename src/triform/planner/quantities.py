@@ -19,7 +19,7 @@ def _read(text: str, units: dict[str, int], name: str, example: str) -> float:
         raise ValueError(f"{name}: expected {example}, got {text!r}")
     value = float(found[1].replace(",", "").replace("_", "")) * scale
     if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name}: expected more than 0, such as {example}, got {text!r}")
+        raise ValueError(f"{name}: expected {example}, above 0, got {text!r}")
     return value
 
 
