@@ -45,6 +45,10 @@ def model(*stacks: str, head: dict[str, Any] | None = None, **fields: Any) -> di
     return parts | ({"share_tokens": True} if len(stacks) > 1 else {})
 
 
+def _pictures() -> dict[str, Any]:
+    return {"width": 16, "depth": 1, "input": {"kind": "Patches", "image": 6, "patch": 2, "channels": 1}, "pattern": [_block()]}
+
+
 def _judging_pairs() -> dict[str, Any]:
     made = model("encoder")
     made["encoder"]["input"]["segments"] = 2
@@ -62,6 +66,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "Mixture": {"kind": "SpanCorruption", "length": 16, "mixture": "ul2", "modes": True},
     "Denoising": {"length": 24, "rotate": 0.5, "mask": 0.1, "delete": 0.1},
     "SequenceToSequence": {"length": 24, "target_length": 24},
+    "ImageClassification": {"image": "pixels", "size": 6, "channels": 1, "highest": 9, "labels": ["negative", "positive"]},
+    "Contrastive": {"image": "pixels", "size": 6, "channels": 1, "highest": 9, "length": 16},
     "Classification": {"length": 24, "labels": ["negative", "positive"]},
 }
 
@@ -73,6 +79,8 @@ def write_data(folder: Path) -> None:
     (folder / "lines.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     rows = [{"text": f"{text}{i}", "label": label} for i in range(6) for text, label in REVIEWS]
     (folder / "reviews.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    pictures = [{"pixels": [[(i * a + b) % 10 for a in range(7)] for b in range(6)], **row} for i, row in enumerate(rows)]
+    (folder / "pictures.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pictures), encoding="utf-8")
     pairs = [{"source": line, "target": line[::-1]} for line in LINES]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs), encoding="utf-8")
 
@@ -84,13 +92,16 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
         "Prefix": lambda: {"kind": "Transformer", "head": {"kind": "LanguageModel"}, "decoder": stack(mask="prefix")},
         "FillInTheMiddle": lambda: model("decoder"),
         "Masked": lambda: model("encoder"),
+        "ImageClassification": lambda: {"kind": "Transformer", "encoder": _pictures(), "head": {"kind": "Classify", "labels": 2}},
+        "Contrastive": lambda: {"kind": "DualEncoder", "text": stack(mask="causal"), "image": _pictures(), "width": 8, "end_token": 6},
         "NextSentence": _judging_pairs,
         "SentenceOrder": _judging_pairs,
         "Classification": lambda: model("encoder", head={"kind": "Classify", "labels": 2, "pool": "mean"}),
     }
     files = {"Classification": "reviews.jsonl", "SequenceToSequence": "pairs.jsonl"}
     files |= dict.fromkeys(("NextSentence", "SentenceOrder"), "paragraphs.txt")
-    tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind == "Classification" else VOCABULARY}
+    files |= dict.fromkeys(("ImageClassification", "Contrastive"), "pictures.jsonl")
+    tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind in ("Classification", "Contrastive") else VOCABULARY}
     if kind == "FillInTheMiddle":
         tokenizer["add"] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     if kind == "Mixture":

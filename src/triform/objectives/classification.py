@@ -49,15 +49,18 @@ class ClassificationObjective(Objective):
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Columns "text", framed, and "label", one number."""
-        number = {name: i for i, name in enumerate(self.spec.labels)}
         encoded = self.tokenizer.encode_batch(texts_of(rows, self.spec.text), plain=True)
-        out: list[dict[str, Sequence[int]]] = []
-        for row, ids in zip(rows, encoded, strict=True):
-            label = str(field_of(row, self.spec.label, "label"))
-            if label not in number:
-                raise ValueError(f"label {label!r}: expected one of {', '.join(number)}; add it to objective.labels")
-            out.append({"text": judged(self.tokenizer, ids, self.spec.length), "label": [number[label]]})
-        return out
+        return [
+            {"text": judged(self.tokenizer, ids, self.spec.length), "label": [self.number(row)]}
+            for row, ids in zip(rows, encoded, strict=True)
+        ]
+
+    def number(self, row: Mapping[str, Any]) -> int:
+        """The number of a row's label. Raises ValueError for one that the recipe does not name."""
+        label = str(field_of(row, self.spec.label, "label"))
+        if label not in self.spec.labels:
+            raise ValueError(f"label {label!r}: expected one of {', '.join(self.spec.labels)}; add it to objective.labels")
+        return self.spec.labels.index(label)
 
     def sizes(self) -> dict[str, int]:
         return {"text": self.tokenizer.vocab_size, "label": len(self.spec.labels)}
@@ -84,10 +87,14 @@ class ClassificationObjective(Objective):
     def check(self, model: config.Model) -> None:
         forms = ("encoder-only", "decoder-only")
         need(model.form in forms, "Classification", "a model that is encoder-only or decoder-only", f"one that is {model.form}")
-        head = getattr(model, "head", None)
-        need(isinstance(head, config.Classify), "Classification", "a Classify head", type(head).__name__)
+        self.check_head(model)
+
+    def check_head(self, model: config.Model) -> None:
+        """Raise ValueError unless the model's head judges so many labels."""
+        head, name = getattr(model, "head", None), type(self.spec).__name__
+        need(isinstance(head, config.Classify), name, "a Classify head", type(head).__name__)
         assert isinstance(head, config.Classify)
-        need(head.labels == len(self.spec.labels), "Classification", f"a head of {len(self.spec.labels)} labels", head.labels)
+        need(head.labels == len(self.spec.labels), name, f"a head of {len(self.spec.labels)} labels", head.labels)
 
     def task(self) -> dict[str, Any]:
         return {"objective": "Classification", "labels": list(self.spec.labels), "length": self.spec.length}

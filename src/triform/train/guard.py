@@ -57,11 +57,11 @@ class Watch:
         return bool(self.memory["bad"] >= self.settings.roll_back_after)
 
 
-def write_skipped(file: Path, row: dict[str, Any], samples: Iterable[int], batches: Sequence[Batch], tokenizer: Tokenizer) -> None:
+def write_skipped(file: Path, row: dict[str, Any], samples: Iterable[int], batches: Sequence[Batch], tokenizer: Tokenizer | None) -> None:
     """Append a line of JSON on a step that was left out: `row`, its samples by index, and how the texts of each begin."""
     texts = []
     for batch in batches:
-        if not batch.inputs.is_floating_point():
+        if tokenizer is not None and not batch.inputs.is_floating_point():
             texts += [tokenizer.decode(ids[:_TOKENS].tolist()) for ids in batch.inputs]
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps({**row, "samples": [int(i) for i in samples], "texts": texts}, ensure_ascii=False) + "\n")

@@ -78,9 +78,9 @@ class Trainer(Steps):
         if saved and saved["text"] != text:
             raise ValueError(f"{folder}: the text in {recipe.data.source} has changed since this run began; start a new one with --out")
         prepared = prepare(recipe, folder, text, progress=progress)
-        self.objective, self.tokenizer = prepared.objective, prepared.objective.tokenizer
-        self.spec = recipe.architecture(self.tokenizer.vocab_size)
-        facts = {"text": text, "tokenizer": self.tokenizer.fingerprint, "model": config.to_dict(self.spec, hint=config.Model)}
+        self.objective, self.tokenizer = prepared.objective, getattr(prepared.objective, "tokenizer", None)
+        self.spec = recipe.architecture(self.objective.vocab_size)
+        facts = {"text": text, "tokenizer": self.objective.fingerprint, "model": config.to_dict(self.spec, hint=config.Model)}
         for name, value in facts.items():
             if saved and saved[name] != value:
                 raise ValueError(f"{folder}: the {name} is not the one this run began with; change it back, or start a new one with --out")
@@ -103,7 +103,7 @@ class Trainer(Steps):
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
         tokenizer = start.tokenizer()
-        if tokenizer is not None and tokenizer.fingerprint != self.tokenizer.fingerprint:
+        if tokenizer is not None and tokenizer.fingerprint != self.objective.fingerprint:
             raise ValueError(
                 f"train.start: the model in {start.path} has another tokenizer than this run; set tokenizer.path={start.path}"
             )

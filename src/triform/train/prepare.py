@@ -17,7 +17,7 @@ from triform.data.shards import prepare as prepare_shards
 from triform.data.sources import Source, open_source
 from triform.data.split import split
 from triform.data.transform import Transformed
-from triform.objectives import Objective, Samples, build_objective
+from triform.objectives import Objective, Samples, build_objective, reads_text
 from triform.text import Tokenizer, train_tokenizer
 
 from .recipe import DataRecipe, Recipe
@@ -114,16 +114,16 @@ def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -
     the text allows, or a model that cannot be trained so.
     """
     train, validation = splits(recipe.data)
-    objective = build_objective(recipe.objective, _tokenizer(recipe, train, text, folder / "tokenizer"))
-    tokenizer = objective.tokenizer
-    objective.check(recipe.architecture(tokenizer.vocab_size))
+    tokenizer = _tokenizer(recipe, train, text, folder / "tokenizer") if reads_text(recipe.objective) else None
+    objective = build_objective(recipe.objective, tokenizer)
+    objective.check(recipe.architecture(objective.vocab_size))
     settings = config.to_dict(recipe.objective, defaults=True)
     parts = {}
     for name, rows in (("train", train), ("validation", validation)):
         if rows is None:
             parts[name] = Samples(np.zeros(0, dtype=np.int64), lambda index: {})
             continue
-        made_from = {"text": text, "part": name, "tokenizer": tokenizer.fingerprint, "objective": settings}
+        made_from = {"text": text, "part": name, "tokenizer": objective.fingerprint, "objective": settings}
         sizes = objective.sizes()
         shards = prepare_shards(rows, objective.encode, folder / "data" / name, made_from, vocab_size=sizes, progress=progress)
         parts[name] = objective.samples(shards)

@@ -183,7 +183,7 @@ class Recipe:
         overrides = dict(self.set)
         if vocab_size is not None:
             begun = None if self.train.start is None else _begun(self.train.start)
-            for side in ("encoder", "decoder"):
+            for side in ("encoder", "decoder", "text"):
                 if _rows(found, side):
                     overrides[f"{side}.input.vocab_size"] = max(vocab_size, _rows(begun, side))
         return config.with_overrides(config.Model, found, overrides)
