@@ -133,6 +133,24 @@ def test_the_loss_is_the_sum_of_both(every_character: Tokenizer, tmp_path: Path)
     assert 0 <= got.metrics["sentence_accuracy"] <= made.count
 
 
+@torch.no_grad()
+def test_micro_batches_add_up_to_the_large_batch(every_character: Tokenizer, tmp_path: Path) -> None:
+    """Loss, both metrics and the number of labels; tolerance 1e-5 of the sum. Another seed's batch is the control."""
+    objective, found = samples(Masked(length=40, pairs="next"), every_character, DOCUMENTS, tmp_path)
+    model = tiny.build(_model(every_character))
+    chosen = [found[i] for i in range(len(found))]
+
+    def sums(size: int, seed: int = 0) -> list[float]:
+        parts = [range(i, min(i + size, len(chosen))) for i in range(0, len(chosen), size)]
+        made = [objective.collate([chosen[i] for i in part], [(seed, 0, i) for i in part]) for part in parts]
+        costs = [objective.loss(model, each) for each in made]
+        metrics = [sum(cost.metrics[name] for cost in costs) for name in ("sentence_loss", "sentence_accuracy")]
+        return [sum(float(cost.total) for cost in costs), *metrics, float(sum(each.count for each in made))]
+
+    assert sums(2) == pytest.approx(sums(len(chosen)), rel=1e-5)
+    assert sums(2, 1) != pytest.approx(sums(len(chosen)), rel=1e-5)
+
+
 def test_without_anything_to_pair(every_character: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"two sentences or more, found none; set data.by"):
         samples(Masked(pairs="order"), every_character, ["天下大势", "周末七国。"], tmp_path / "a")

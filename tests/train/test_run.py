@@ -351,7 +351,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_examples_read_and_their_models_resolve(file: Path) -> None:
     made = read_recipe(file)
-    assert isinstance(made.architecture(4321), config.Transformer)
+    assert made.architecture(4321).form
     assert made.objective.longest()
 
 
