@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from triform import cli, config, hub, nn, planner
 from triform.data import catalogue, sources
+from triform.data.cleaning import Deduplicate, Filter, Normalize, Overlap
 from triform.hub import gguf, names, sentence
 from triform.hub.families import READERS, read_config
 from triform.objectives import build_objective
@@ -185,7 +186,14 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 @pytest.mark.parametrize("guide", PAIRS[1], ids=lambda file: str(file.relative_to(ROOT)))
 @pytest.mark.parametrize(
-    ("head", "cls"), [("data", DataRecipe), ("tokenizer", TokenizerRecipe), ("train", TrainRecipe), ("train.guard", Guard)]
+    ("head", "cls"),
+    [
+        ("data", DataRecipe),
+        *((f"data.clean.{cls.__name__.lower()}", cls) for cls in (Normalize, Filter, Deduplicate, Overlap)),
+        ("tokenizer", TokenizerRecipe),
+        ("train", TrainRecipe),
+        ("train.guard", Guard),
+    ],
 )
 def test_every_field_of_a_recipe_is_there_with_its_default(guide: Path, head: str, cls: type) -> None:
     rows = table(read(guide), f"`{head}.`")

@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show what a model is made of, or draw it."),
     "presets": ("presets", "List the models known by name."),
     "pull": ("pull", "Fetch a model by its name, or list the names."),
-    "data": ("data", "Named data: list it, fetch it, look at it."),
+    "data": ("data", "Named data: list it, fetch it, look at it; prepare a recipe's data."),
     "plan": ("plan", "What a model will cost, before the first step; the best model for a budget."),
     "train": ("train", "Train a model from a recipe."),
     "tokenizer": ("tokenizer", "Train a tokenizer, look at what it makes of text, encode text."),

@@ -1,12 +1,15 @@
-"""`triform data`: the catalogue of named data."""
+"""`triform data`: the catalogue of named data, and the preparation of a recipe's data."""
 
 import json
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, help="Named data: list it, fetch it, look at it.")
+app = typer.Typer(add_completion=False, help="Named data: list it, fetch it, look at it; prepare a recipe's data.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `triform data list` shows.")]
 
@@ -100,3 +103,30 @@ def show(
         print()
         json.dump(row, sys.stdout, ensure_ascii=False, indent=2)
         print()
+
+
+@app.command(epilog="Example: triform data prepare examples/storyteller.yaml data.clean={} data.folder=prepared")
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, as `triform train` takes it.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields by path, such as data.folder=prepared/mine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that clean text; one a processor by default.", min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Clean and tokenize a recipe's data, where `triform train` finds them, and write a data card. Started again, it goes on."""
+    from triform.train import read_recipe
+    from triform.train.prepare import prepare_data
+
+    started = time.perf_counter()
+    card = prepare_data(read_recipe(recipe, overrides or ()), workers=workers or os.cpu_count() or 1)
+    facts = card.to_dict()
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    if "read" in facts:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in facts["dropped"].items())
+        print(f"{facts['read']:,} documents read, {facts['kept']:,} kept" + (f"; dropped: {why}" if why else ""))
+    for name, count in facts.get("overlap", {}).items():
+        print(f"{count:,} documents share text with {name}")
+    for name, part in facts["parts"].items():
+        print(f"{name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
+    print(f"{time.perf_counter() - started:.0f} s; the data card is {card.folder / 'card.md'}")

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .cache import file_hash, new_folder
+from .shard_writer import FORMAT, MANIFEST, NAME, ShardWriter, Tokens
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-Tokens = Sequence[int] | NDArray[Any] | int
+COMMIT_TOKENS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -109,16 +106,16 @@ class Shards(Sequence[dict[str, NDArray[Any]]]):
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text("utf-8"))
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"{folder}: token shards of format {manifest['format']}, but this version reads {_FORMAT}")
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"{folder}: token shards of format {manifest['format']}, but this version reads {FORMAT}")
         for name, facts in manifest["columns"].items():
-            if not _NAME.fullmatch(name) or facts["dtype"] not in ("<u2", "<u4"):
+            if not NAME.fullmatch(name) or facts["dtype"] not in ("<u2", "<u4"):
                 raise KeyError(name)
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no token shards here; expected a folder with a {_MANIFEST}") from None
+        raise ValueError(f"{folder}: no token shards here; expected a folder with a {MANIFEST}") from None
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / _MANIFEST}: not a manifest of token shards ({error!r})") from None
+        raise ValueError(f"{folder / MANIFEST}: not a manifest of token shards ({error!r})") from None
     return manifest
 
 
@@ -137,41 +134,6 @@ def _mapped(file: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(file, dtype, mode="r")
 
 
-class _Writer:
-    """One column as it is written."""
-
-    def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot name a column of token shards; use letters, digits, - and _")
-        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-        self.name, self.vocab_size, self.folder = name, vocab_size, folder
-        self.hash = hashlib.sha256()
-        self.offsets = array("q", [0])
-        self.stream: IO[bytes] = (folder / f"{name}.tokens").open("wb")
-
-    def add(self, tokens: Tokens) -> None:
-        ids = np.atleast_1d(np.asarray(tokens))
-        if ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1):
-            raise ValueError(f"document {len(self.offsets) - 1}: the column {self.name!r} should be a list of token ids")
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            worst = int(ids.min() if ids.min() < 0 else ids.max())
-            raise ValueError(f"document {len(self.offsets) - 1}: {self.name!r} has the id {worst}, outside of 0 to {self.vocab_size - 1}")
-        data = ids.astype(self.dtype).tobytes()
-        self.hash.update(data)
-        self.stream.write(data)
-        self.offsets.append(self.offsets[-1] + ids.size)
-
-    def finish(self) -> dict[str, Any]:
-        data = np.asarray(self.offsets, "<i8").tobytes()
-        (self.folder / f"{self.name}.offsets").write_bytes(data)
-        size = self.offsets[-1] * self.dtype.itemsize
-        return {
-            "dtype": self.dtype.str,
-            "tokens": {"count": self.offsets[-1], "bytes": size, "sha256": self.hash.hexdigest()},
-            "offsets": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-        }
-
-
 def write_shards(
     rows: Iterable[Mapping[str, Tokens]],
     folder: str | Path,
@@ -188,51 +150,51 @@ def write_shards(
 
     Raises ValueError when there are no rows, for an id out of range, and rather than write over a folder of something else.
     """
+    folder = _claimed(folder)
+    with _put_aside(folder) as put_aside, new_folder(folder) as work:
+        writer = ShardWriter(work, vocab_size, fingerprint)
+        try:
+            for row in rows:
+                writer.add(row)
+            writer.finish(info or {})
+        finally:
+            writer.close()
+        put_aside()
+    return Shards.open(folder)
+
+
+def _claimed(folder: str | Path) -> Path:
     folder = Path(folder)
-    if folder.exists() and not (folder / _MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder}: exists and holds something else than token shards; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _put_aside(folder: Path) -> Iterator[Callable[[], None]]:
+    """Gives a function that moves an older set away; it comes back when the block ends with no new one in its place."""
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     try:
-        with new_folder(folder) as work:
-            _write(rows, work, vocab_size, {"fingerprint": fingerprint, "info": dict(info or {})})
-            if folder.exists():
-                os.replace(folder, old)
+        yield lambda: os.replace(folder, old) if folder.exists() else None
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
-    return Shards.open(folder)
-
-
-def _write(rows: Iterable[Mapping[str, Tokens]], work: Path, vocab_size: int | Mapping[str, int], facts: dict[str, Any]) -> None:
-    writers: dict[str, _Writer] = {}
-    count = 0
-    try:
-        for row in rows:
-            if not count:
-                for name in row:
-                    if not isinstance(vocab_size, int) and name not in vocab_size:
-                        raise ValueError(f"vocab_size has no entry for the column {name!r}")
-                    writers[name] = _Writer(work, name, vocab_size if isinstance(vocab_size, int) else vocab_size[name])
-            if row.keys() != writers.keys() or not row:
-                raise ValueError(f"document {count} has the columns {', '.join(row) or 'none'}; expected {', '.join(writers) or 'some'}")
-            for name, tokens in row.items():
-                writers[name].add(tokens)
-            count += 1
-    finally:
-        for writer in writers.values():
-            writer.stream.close()
-    if not count:
-        raise ValueError("there are no documents to write token shards of")
-    columns = {name: writer.finish() for name, writer in writers.items()}
-    manifest = {"format": _FORMAT, "documents": count, **facts, "columns": columns}
-    (work / _MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
     """SHA-256 (hexadecimal) of named facts, such as {"text": source.fingerprint(), "tokenizer": tokenizer.fingerprint}."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def find(folder: str | Path, parts: Mapping[str, Any], vocab_size: int | Mapping[str, int]) -> Shards | None:
+    """The shard set that these `parts` make, where the folder holds it whole; see `prepare`."""
+    try:
+        shards = Shards.open(folder)
+    except ValueError:
+        return None
+    return shards if shards.fingerprint == fingerprint({**parts, "vocab_size": vocab_size}) else None
 
 
 def prepare(
@@ -244,39 +206,54 @@ def prepare(
     vocab_size: int | Mapping[str, int],
     progress: bool = True,
     batch_size: int = 256,
+    total: int | None = None,
 ) -> Shards:
     """Encode rows into a shard set, unless the folder holds the one that these `parts` make: then it is opened, and nothing read.
+
+    What a killed process had committed (every 4 million tokens) is gone on from, to the same bytes.
 
     encode: a list of rows to their token ids by column, for example `lambda batch: [{"text": ids} for ids in
     tokenizer.encode_batch([row["text"] for row in batch])]`.
     parts: all that the tokens depend on (fingerprints of text and tokenizer, settings of the split); see `fingerprint`.
-    progress: a bar on standard error, where that is a terminal.
+    progress: a bar on standard error, where that is a terminal. total: about how many rows there are, for the bar.
     """
-    wanted = fingerprint({**parts, "vocab_size": vocab_size})
-    if (Path(folder) / _MANIFEST).is_file():
-        try:
-            shards = Shards.open(folder)
-            if shards.fingerprint == wanted:
-                return shards
-        except ValueError:
-            pass  # damaged or of another version: made again
-    return write_shards(_encoded(rows, encode, progress, batch_size), folder, vocab_size=vocab_size, fingerprint=wanted, info={**parts})
+    found = find(folder, parts, vocab_size)
+    if found is not None:
+        return found
+    folder = _claimed(folder)
+    work = folder.with_name(f"{folder.name}.partial")
+    writer = ShardWriter(work, vocab_size, fingerprint({**parts, "vocab_size": vocab_size}))
+    try:
+        total = len(rows) if isinstance(rows, Sequence) else total
+        with _bar(progress, writer.rows, total) as advance:
+            stream = islice(rows, writer.rows, None)
+            done = writer.rows
+            while batch := list(islice(stream, batch_size)):
+                for document in encode(batch):
+                    writer.add(document)
+                done += len(batch)
+                if writer.tokens - writer.committed >= COMMIT_TOKENS:
+                    writer.commit(done)
+                advance(done)
+        writer.finish(parts)
+    finally:
+        writer.close()
+    with _put_aside(folder) as put_aside:
+        put_aside()
+        os.replace(work, folder)
+    return Shards.open(folder)
 
 
-def _encoded(
-    rows: Iterable[Mapping[str, Any]],
-    encode: Callable[[list[Mapping[str, Any]]], Iterable[Mapping[str, Tokens]]],
-    progress: bool,
-    batch_size: int,
-) -> Iterator[Mapping[str, Tokens]]:
+@contextmanager
+def _bar(progress: bool, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     shown = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"), TextColumn("{task.fields[rate]}"))
-    total = len(rows) if isinstance(rows, Sequence) else None
     left = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*shown, *left, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("tokenizing", total=total, rate="")
-        stream = iter(rows)
-        while batch := list(islice(stream, batch_size)):
-            yield from encode(batch)
+        task = bar.add_task("tokenizing", total=total, completed=done, rate="")
+
+        def advance(done: int) -> None:
             speed = bar.tasks[0].speed if bar.tasks else None
-            bar.update(task, advance=len(batch), rate=f"{speed:,.0f}/s" if speed else "")
+            bar.update(task, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield advance

@@ -11,6 +11,7 @@ import yaml
 
 from triform import config, hub
 from triform.config.spec import spec
+from triform.data.cleaning import Clean, WeightedSource
 from triform.nn.recompute import Recompute
 from triform.objectives import ObjectiveSpec
 
@@ -34,25 +35,38 @@ class TokenizerRecipe:
 class DataRecipe:
     """Where the text comes from, and what of it is held out.
 
-    source: a file, a folder, a catalogue name, or hf:name. validation_source: the same for
+    source: a file, a folder, a catalogue name, or hf:name; or a list of such, a mixture, each
+    with a weight (see `triform.data.mixture`). validation_source: the same for
     the held-out text; without it, `tail` documents from the end or else `validation` of
-    them are held out: a share, or how many, chosen by their content. `transform` names
-    what happens to the rows after that (see `triform.data.transform`).
+    them are held out: a share, or how many, chosen by their content. clean: what is done to the
+    documents before that (see `triform.data.cleaning`); those of validation_source are normalised
+    only. `transform` names what happens to the rows after that (see `triform.data.transform`).
+    folder: where prepared data are kept, instead of in the cache.
     """
 
-    source: str
+    source: str | tuple[str | WeightedSource, ...]
     validation_source: str | None = None
     by: Literal["file", "line", "paragraph"] = "line"
+    clean: Clean | None = None
+    folder: str | None = None
     transform: tuple[str, ...] = ()
     validation: int | float = 0.05
     tail: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("source: expected at least one source")
         if self.validation < 0 or (isinstance(self.validation, float) and self.validation >= 1):
             raise ValueError(f"validation: expected a share below 1 or a whole number of documents, got {self.validation}")
         if self.tail is not None and self.tail < 1:
             raise ValueError(f"tail: expected at least 1 document, got {self.tail}")
+
+    @property
+    def sources(self) -> tuple[WeightedSource, ...]:
+        """The sources, each with its weight."""
+        given = (self.source,) if isinstance(self.source, str) else self.source
+        return tuple(WeightedSource(source=each) if isinstance(each, str) else each for each in given)
 
 
 @spec
