@@ -73,6 +73,14 @@ def test_counts_and_card(data: Path) -> None:
     assert (folder / "card.svg").read_bytes() == picture
 
 
+def test_a_source_with_a_chinese_name_is_drawn(data: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    file = tmp_path / "三国演义.txt"
+    file.write_text("\n".join(LINES), encoding="utf-8")
+    card = prepare_data(cleaning(data, source=str(file)), progress=False)
+    assert "三国演义.txt" in (card.folder / "card.svg").read_text(encoding="utf-8")
+    assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
+
+
 def test_the_place_is_no_part_of_what_the_data_are(data: Path, tmp_path: Path) -> None:
     here = cleaning(data, folder=str(tmp_path / "here"))
     assert prepared_folder(here.data) == tmp_path / "here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,9 @@ class DataCard:
                 axes[name].invert_yaxis()
         for axis in axes.values():
             axis.spines[["top", "right"]].set_visible(False)
-        with matplotlib.rc_context({"svg.hashsalt": "triform", "svg.fonttype": "none"}), replacing(file) as temporary:
+        style: Any = {"svg.hashsalt": "triform", "svg.fonttype": "none"}
+        with matplotlib.rc_context(style), replacing(file) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # the viewer's fonts draw the text, and have Chinese
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

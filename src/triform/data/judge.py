@@ -27,9 +27,9 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Judged:
-    """A normalised row. size: characters of its text, as it is now. reason: why it is dropped, None if nothing is wrong with itself.
+    """A normalised row and its text. reason: why it is dropped, None if nothing is wrong with it by itself.
 
-    found_in: the evaluation sets that share an n-gram with it.
+    key, signature: what tells equal and similar texts. found_in: the evaluation sets that share an n-gram with it.
     """
 
     row: dict[str, Any]
