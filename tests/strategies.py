@@ -74,7 +74,9 @@ def stacks(draw: Any, *, masks: tuple[str, ...], patches: bool = False, cross: b
         config.Tokens,
         vocab_size=st.integers(8, 40),
         position=st.one_of(
-            st.none(), st.builds(config.Learned, length=st.integers(16, 20), offset=st.integers(0, 2)), st.builds(config.Sinusoidal, interleaved=st.booleans())
+            st.none(),
+            st.builds(config.Learned, length=st.integers(16, 20), offset=st.integers(0, 2)),
+            st.builds(config.Sinusoidal, interleaved=st.booleans()),
         ),
         segments=st.integers(0, 2),
         scale=st.sampled_from([1.0, 4.0]),

@@ -61,8 +61,8 @@ def check_memory(recipe: Recipe, room: int | None) -> None:
         return
     largest = ", ".join(f"{name} {data_size(size)}" for name, size in sorted(held.parts.items(), key=lambda part: -part[1])[:3])
     raise ValueError(
-        f"a step of this recipe takes {data_size(held.total)} ({largest}), and this machine has {data_size(room)}; lower train.batch or the "
-        "model's size, set train.recompute=full or train.optimizer=adamw8bit, or run it all the same with --force"
+        f"a step of this recipe takes {data_size(held.total)} ({largest}), and this machine has {data_size(room)}; lower train.batch or "
+        "the model's size, set train.recompute=full or train.optimizer=adamw8bit, or run it all the same with --force"
     )
 
 
