@@ -128,7 +128,7 @@ def main() -> None:
     """Print the table; leave with 1 where a forecast is off by more than `--within`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=130.0, help="least time of each run (default 130)")
-    parser.add_argument("--calibrate", type=float, default=20.0, help="time of each calibration (default 20)")
+    parser.add_argument("--calibrate", type=float, default=60.0, help="time of each calibration (default 60)")
     parser.add_argument("--within", type=float, default=0.10, help="error allowed (default 0.10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()

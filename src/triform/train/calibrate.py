@@ -57,7 +57,7 @@ class _Classifying:
 
 
 def calibrate(
-    what: Recipe | config.Model, setting: Setting | None = None, *, seconds: float = 20.0, folder: Path | None = None,
+    what: Recipe | config.Model, setting: Setting | None = None, *, seconds: float = 60.0, folder: Path | None = None,
     report: Report | None = None,
 ) -> Calibration:  # fmt: skip
     """Time some steps of a recipe on its own data, or of a model with a setting on random tokens, for about `seconds`.
