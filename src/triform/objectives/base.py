@@ -108,8 +108,7 @@ class Objective(ABC):
 
     def __init__(self, spec: Any, tokenizer: Tokenizer | None) -> None:
         self.spec = spec
-        if self.reads_text:
-            assert tokenizer is not None
+        if tokenizer is not None:
             self.tokenizer = tokenizer
 
     @property
