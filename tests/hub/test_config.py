@@ -118,7 +118,7 @@ def test_the_head_follows_the_architecture(architecture: str, head: config.Head)
         (LLAMA | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, r"rope_parameters.partial_rotary_factor"),
         (LLAMA | {"architectures": ["LlamaForMultipleChoice"]}, r"architectures: expected a class that ends in ForCausalLM"),
         (GEMMA | {"architectures": ["Gemma3ForTokenClassification"]}, r"architectures: expected a class that ends in ForCausalLM"),
-        (T5 | {"architectures": ["T5ForQuestionAnswering"]}, r"architectures: expected a class that ends in ForConditionalGeneration"),
+        (T5 | {"architectures": ["T5ForMultipleChoice"]}, r"architectures: expected a class that ends in ForConditionalGeneration"),
         (LLAMA | {"num_hidden_layers": 10**9}, r"num_hidden_layers: expected a whole number from 1 to 10000, got 1000000000$"),
         (GEMMA | {"sliding_window_pattern": 0}, r"sliding_window_pattern: expected a whole number from 1 to 10000, got 0$"),
         (GEMMA | {"final_logit_softcapping": 30.0}, r"final_logit_softcapping: expected None, as nothing else is supported, got 30"),

@@ -1,13 +1,12 @@
 """The names under which weights are written are promised: what else reads our files goes by them."""
 
 import pytest
-from parity.cases import CASES
-from weight_names import FROZEN, names
+from weight_names import ALL, FROZEN, names
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_the_names_are_the_frozen_ones(case: str) -> None:
     frozen, now = (FROZEN / f"{case}.txt").read_text(encoding="utf-8").splitlines(), names(case)
     gone, new = [name for name in frozen if name not in now], [name for name in now if name not in frozen]
@@ -15,7 +14,7 @@ def test_the_names_are_the_frozen_ones(case: str) -> None:
 
 
 def test_each_case_has_its_list_and_no_other() -> None:
-    assert {file.stem for file in FROZEN.iterdir()} == set(CASES)
+    assert {file.stem for file in FROZEN.iterdir()} == set(ALL)
 
 
 def test_layers_experts_and_heads_are_in_the_lists() -> None:

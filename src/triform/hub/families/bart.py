@@ -12,7 +12,7 @@ from triform import config
 from ..family import Family
 from ..fields import Fields, activation_name
 from ..rules import Row, computed, leading, pairs, rules
-from .shared import dense, ending, learned
+from .shared import PAIRED, class_of, dense, ending, head_fields, learned, paired_head
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ def _side(side: str) -> Iterator[Row]:
     yield from pairs(f"{side}.layers.{{i}}", f"model.{side}.layers.{{i}}", _LAYER)
 
 
-def _family(name: str, kind: _Kind, shared: bool, bare: bool) -> Family:
+def _family(name: str, kind: _Kind, shared: bool, bare: bool, head: tuple[Row, ...] = ()) -> Family:
     encoder, decoder = (f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder"))
     table = "model.shared.weight" if shared else encoder
     copies = [(encoder, table), (decoder, table)] if shared else []
@@ -73,10 +73,11 @@ def _family(name: str, kind: _Kind, shared: bool, bare: bool) -> Family:
             ("head.bias", "final_logits_bias", leading(1)),
             *_side("encoder"),
             *_side("decoder"),
+            *head,
         ),
         prefix="model.",
         bare=bare,
-        repeats=(*copies, *(() if bare else (("lm_head.weight", table if shared else decoder),))),
+        repeats=(*copies, *(() if bare or head else (("lm_head.weight", table if shared else decoder),))),
         # sines and cosines, which some files hold
         ignore=(r"model\.(en|de)coder\.embed_positions\.weight",) if kind.sinusoidal else (),
     )
@@ -125,17 +126,22 @@ def read(hf: Fields) -> tuple[config.Transformer, Family]:
     """The model and the names of a BART, Marian or Pegasus configuration."""
     name = hf.text("model_type")
     kind = _KINDS[name]
-    bare = ending(hf, ("ForConditionalGeneration", "MTModel", "Model")) == "Model"
+    end = ending(hf, ("ForConditionalGeneration", "MTModel", *(PAIRED if name == "bart" else ()), "Model"))
+    bare = end == "Model"
+    rows: tuple[Row, ...] = ()
+    head: config.Head | None = None if bare else config.LanguageModel(tied=hf.flag("tie_word_embeddings", True), bias="fixed")
+    if end in PAIRED:
+        head, rows = paired_head(hf, end)
     hf.refuse(**_FIXED[name])
     shared = not kind.own_tables or hf.flag("share_encoder_decoder_embeddings", True)
     model = config.Transformer(
         encoder=_stack(hf, kind, "encoder"),
         decoder=_stack(hf, kind, "decoder"),
-        head=None if bare else config.LanguageModel(tied=hf.flag("tie_word_embeddings", True), bias="fixed"),
+        head=head,
         share_tokens=shared,
         init=config.Init(std=hf.number("init_std", 0.02)),
     )
-    family = _family(name, kind, shared, bare)
+    family = _family(name, kind, shared, bare, rows)
     if name == "pegasus":  # its class would take absent ones for untrained
         table = partial(_sinusoids, hf.count("max_position_embeddings", 1024), hf.whole("d_model"))
         sides = (f"{'' if bare else 'model.'}{side}.embed_positions.weight" for side in ("encoder", "decoder"))
@@ -151,7 +157,7 @@ def write(model: config.Model, name: str) -> dict[str, Any] | None:
     if not isinstance(tokens, config.Tokens) or not isinstance(model.decoder.input, config.Tokens):
         return None
     block = model.encoder.pattern[0]
-    end = "Model" if model.head is None else "MTModel" if name == "marian" else "ForConditionalGeneration"
+    end = class_of(model.head, "MTModel" if name == "marian" else "ForConditionalGeneration")
     data: dict[str, Any] = {
         "model_type": name,
         "architectures": [kind.stem + end],
@@ -169,6 +175,7 @@ def write(model: config.Model, name: str) -> dict[str, Any] | None:
         "decoder_start_token_id": 0,
         "forced_eos_token_id": None,
         "tie_word_embeddings": True,  # untied, the library gives encoder and decoder tables of their own
+        **head_fields(model.head),
     }
     for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         data[f"{side}_layers"] = stack.depth

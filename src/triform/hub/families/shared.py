@@ -7,6 +7,7 @@ from typing import Any, Literal
 from triform import config
 
 from ..fields import Fields
+from ..rules import Row, pairs
 
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 
@@ -37,6 +38,20 @@ def causal_head(hf: Fields, *, tied: bool, endings: tuple[str, ...] = CAUSAL) ->
         case "Model":
             return None, end
     return config.LanguageModel(tied=hf.flag("tie_word_embeddings", tied)), end
+
+
+PAIRED = ("ForSequenceClassification", "ForQuestionAnswering")
+
+
+def paired_head(hf: Fields, end: str) -> tuple[config.Head, tuple[Row, ...]]:
+    """The head of an encoder-decoder that judges, one of PAIRED, and what its weights are called.
+
+    It reads the decoder, whose target is the input itself, one place to the right; a sequence is judged at its last token.
+    """
+    if end == "ForQuestionAnswering":
+        return config.AnswerSpan(), tuple(pairs("head", "", {"out": "qa_outputs"}))
+    head = config.Classify(labels=hf.labels(), pool="last", transform="tanh", dropout=hf.number("classifier_dropout", 0.0))
+    return head, tuple(pairs("head", "classification_head", {"dense": "dense", "out": "out_proj"}))
 
 
 def class_of(head: config.Head | None, language_model: str = "ForCausalLM") -> str:

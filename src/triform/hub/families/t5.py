@@ -11,13 +11,14 @@ from ..family import Family
 from ..fields import Fields, activation_name
 from ..function import period
 from ..rules import STACKED, Row, pairs, rules
-from .shared import dense, ending, head_fields, stack_of, tied
+from .shared import PAIRED, class_of, dense, ending, head_fields, paired_head, stack_of, tied
 
 _SIDES = {"encoder": 1, "decoder": 2}  # the number of the feed-forward among a block's sublayers
 _STEMS = {"t5": "T5", "mt5": "MT5", "switch_transformers": "SwitchTransformers"}
 _ENCODERS = ("EncoderModel", "ForTokenClassification")
 # ChatLM-mini-Chinese calls its T5 a TextToTextModel
-_ENDINGS = ("ForConditionalGeneration", "WithLMHeadModel", "TextToTextModel", *_ENCODERS, "Model")
+_ENDINGS = ("ForConditionalGeneration", "WithLMHeadModel", "TextToTextModel", *_ENCODERS, *PAIRED, "Model")
+_HEADS = ("ForTokenClassification", *PAIRED)
 
 
 def _attention(ours: str, theirs: str) -> dict[str, str]:
@@ -41,10 +42,10 @@ def _experts(side: str, last: int) -> Iterator[Row]:
         yield f"{body}.{ours}", f"{mlp}.experts.expert_{{e}}.{theirs}.weight", STACKED
 
 
-def _table(feed_forward: dict[str, str]) -> Iterator[Row]:
+def _table(feed_forward: dict[str, str], head: tuple[Row, ...]) -> Iterator[Row]:
     yield "encoder.input.token.weight", "shared.weight"
     yield "head.weight", "lm_head.weight"
-    yield from pairs("head", "", {"out": "classifier"})
+    yield from head
     for side, last in _SIDES.items():
         yield from _side(side, last, feed_forward)
         yield from _experts(side, last)
@@ -101,45 +102,50 @@ def _stack(hf: Fields, side: str, forward: config.FeedForward, switch: bool) -> 
     return config.Stack(width=hf.whole("d_model"), depth=depth, input=tokens, pattern=period([block(i) for i in range(depth)]), norm=norm)
 
 
-def _head(hf: Fields, name: str, end: str) -> config.Head | None:
+def _head(hf: Fields, name: str, end: str) -> tuple[config.Head | None, tuple[Row, ...]]:
+    """The head, and what its weights are called where it is no language model."""
     if end == "ForTokenClassification":
-        return config.ClassifyTokens(labels=hf.labels(), dropout=hf.number("classifier_dropout", 0.0))
+        head = config.ClassifyTokens(labels=hf.labels(), dropout=hf.number("classifier_dropout", 0.0))
+        return head, tuple(pairs("head", "", {"out": "classifier"}))
+    if end in PAIRED:
+        return paired_head(hf, end)
     if end.endswith("EncoderModel") or end == "Model":
-        return None
+        return None, ()
     tied = hf.flag("tie_word_embeddings", name != "mt5")
     # newer configurations say whether the output is scaled; older ones mean it where it is tied, and mT5 never
     scaled = name != "mt5" and hf.flag("scale_decoder_outputs", tied)
-    return config.LanguageModel(tied=tied, scale=hf.whole("d_model") ** -0.5 if scaled else 1.0)
+    return config.LanguageModel(tied=tied, scale=hf.whole("d_model") ** -0.5 if scaled else 1.0), ()
 
 
 def read(hf: Fields) -> tuple[config.Transformer, Family]:
     """The model and the names of a T5, mT5 or Switch configuration."""
     name = hf.text("model_type")
     switch = name == "switch_transformers"
-    end = ending(hf, tuple(e for e in _ENDINGS if not switch or e != "ForTokenClassification"))
+    end = ending(hf, tuple(e for e in _ENDINGS if not switch or e not in _HEADS))
     if switch:
         hf.refuse(router_bias=False)
     forward, matrices = _feed_forward(hf, switch)
     alone = end in _ENCODERS
+    head, rows = _head(hf, name, end)
     model = config.Transformer(
         encoder=_stack(hf, "encoder", forward, switch),
         decoder=None if alone else _stack(hf, "decoder", forward, switch),
-        head=_head(hf, name, end),
+        head=head,
         share_tokens=not alone,
         init=config.Init(scheme="t5"),
     )
     family = Family(
         name=name,
-        table=rules(*_table(matrices)),
+        table=rules(*_table(matrices, rows)),
         repeats=(
-            *(() if model.head is None or alone else (("lm_head.weight", "shared.weight"),)),
+            *(() if model.head is None or rows else (("lm_head.weight", "shared.weight"),)),
             ("encoder.embed_tokens.weight", "shared.weight"),
             ("decoder.embed_tokens.weight", "shared.weight"),
         ),
         # the first T5 files hold a bias for cross-attention that no version of the model uses
         ignore=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     )
-    return model, family.under("transformer.") if end == "ForTokenClassification" else family
+    return model, family.under("transformer.") if end in ("ForTokenClassification", "ForSequenceClassification") else family
 
 
 def _sparse_layers(stack: config.Stack) -> int:
@@ -172,7 +178,7 @@ def write(model: config.Model, name: str) -> dict[str, Any] | None:
     stack, block = model.encoder, model.encoder.pattern[0]
     forward, position = dense(block.feed_forward), block.attention.position
     bucketed = position if isinstance(position, config.Bucketed) else config.Bucketed()
-    end = "Model" if model.head is None else "ForConditionalGeneration"
+    end = class_of(model.head, "ForConditionalGeneration")
     if model.decoder is None:
         end = "ForTokenClassification" if isinstance(model.head, config.ClassifyTokens) else "EncoderModel"
     activation = activation_name(forward.activation)
