@@ -1,11 +1,12 @@
 """How near a calibrated forecast of training time comes to the run itself, for three models of different form.
 
 For each form: calibrate on the recipe, forecast a run of at least `--seconds`, run it, compare. What is compared is from
-the first step's start to the last one's end, validations and checkpoints included; data preparation comes before.
-Wants an otherwise idle machine:
+the first step's start to the last one's end, validations and checkpoints included; data preparation comes before. That
+is done `--rounds` times over, the forms taking turns, and the median round of each form counts: a machine's own speed
+drifts from one minute to the next, and that no forecast can know. Wants an otherwise idle machine:
 
     python benchmarks/time.py
-    python benchmarks/time.py --seconds 5 --calibrate 3     # to see that it works
+    python benchmarks/time.py --rounds 1 --seconds 5 --calibrate 3     # to see that it works
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import argparse
 import json
 import math
 import random
+import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ class Row:
     utilisation: float
     spread: float
     energy: str
+    rounds: tuple[float, ...] = ()
 
 
 def write_text(folder: Path, seed: int = 0) -> None:
@@ -105,15 +108,16 @@ def train(recipe: Recipe, folder: Path) -> float:
     return marks[-1] - marks[0] + first[0]
 
 
-def compare(form: str, place: Path, seconds: float, budget: float) -> Row:
-    """Calibrate, forecast, run."""
-    found = calibrate(recipe_of(form, place, 1000), seconds=budget, folder=place / f"{form}-calibration")
+def compare(form: str, data: Path, place: Path, seconds: float, budget: float) -> Row:
+    """Calibrate, forecast, run, in a folder `place`."""
+    found = calibrate(recipe_of(form, data, 1000), seconds=budget, folder=place / f"{form}-calibration")
     steps = max(2, math.ceil(seconds / found.step_seconds))
-    recipe = recipe_of(form, place, steps)
+    recipe = recipe_of(form, data, steps)
     forecast = found.run_seconds(steps, validate_every=recipe.train.validate_every, checkpoint_every=recipe.train.checkpoint_every)
     print(f"{form}: {found.reason}; {steps} steps forecast to take {forecast:.1f} s", file=sys.stderr, flush=True)
     with meter() as energy:
         measured = train(recipe, place / form)
+    print(f"{form}: took {measured:.1f} s, {measured / forecast:.3f} of the forecast", file=sys.stderr, flush=True)
     spec = recipe.architecture(2000)
     assert isinstance(spec, config.Transformer)
     plain = timing.estimate(found.step_flops * steps, measure(), found.precision, width=spec.last.width)
@@ -124,28 +128,38 @@ def compare(form: str, place: Path, seconds: float, budget: float) -> Row:
     )  # fmt: skip
 
 
+def median(rounds: list[Row]) -> Row:
+    """The round whose ratio of measured to forecast is the median one (the lower of two), with the ratios of all."""
+    middle = statistics.median_low(row.ratio for row in rounds)
+    return replace(next(row for row in rounds if row.ratio == middle), rounds=tuple(row.ratio for row in rounds))
+
+
 def main() -> None:
-    """Print the table; leave with 1 where a forecast is off by more than `--within`."""
+    """Print the table; leave with 1 where the median forecast of a form is off by more than `--within`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=130.0, help="least time of each run (default 130)")
     parser.add_argument("--calibrate", type=float, default=60.0, help="time of each calibration (default 60)")
+    parser.add_argument("--rounds", type=int, default=3, help="calibrations and runs of each form (default 3)")
     parser.add_argument("--within", type=float, default=0.10, help="error allowed (default 0.10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    rows = []
+    rounds: dict[str, list[Row]] = {form: [] for form in FORMS}
     with tempfile.TemporaryDirectory() as name:
         write_text(Path(name))
-        for form in FORMS:
-            rows.append(compare(form, Path(name), options.seconds, options.calibrate))
+        for number in range(max(1, options.rounds)):
+            for form, found in rounds.items():
+                place = Path(name) / str(number)
+                found.append(compare(form, Path(name), place, options.seconds, options.calibrate))
+    rows = [median(found) for found in rounds.values()]
     if options.json:
         print(json.dumps({"machine": measure().card.name, "rows": [asdict(row) for row in rows]}, indent=2))
     else:
-        print("| form | model | parameters | steps | default forecast | calibrated forecast | measured | measured / forecast |")
-        print(f"|{'---|' * 8}")
+        print("| form | model | parameters | steps | default forecast | calibrated forecast | measured | measured / forecast | all rounds |")
+        print(f"|{'---|' * 9}")
         for row in rows:
             print(
                 f"| {row.form} | {row.model} | {row.parameters:,} | {row.steps:,} | {row.default:.1f} s | {row.calibrated:.1f} s | "
-                f"{row.measured:.1f} s | {row.ratio:.3f} |"
+                f"{row.measured:.1f} s | {row.ratio:.3f} | {', '.join(f'{ratio:.3f}' for ratio in row.rounds)} |"
             )
         print(f"\n{measure().card.name}; energy: {rows[0].energy}")
     worst = max(abs(row.ratio - 1) for row in rows)
