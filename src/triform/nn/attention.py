@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triform import config
 
 from .cache import Growing
-from .mask import View
+from .mask import Part, View
 from .norm import at_least_float, build_norm
 from .position import rotate
 
@@ -75,16 +75,29 @@ class Attention(nn.Module):
         out: Tensor = self.out(y.transpose(1, 2).flatten(-2).type_as(value))
         return out
 
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, W) of x or of the memory (B, S, D), not yet rotated."""
+        return self.key_norm(self._split(self.key(source))), self._split(self.value(source))
+
     def _keys_and_values(self, x: Tensor, view: View, memory: Tensor | None, store: Growing | None) -> tuple[Tensor, Tensor]:
         if self.is_cross and store is not None and store.key is not None and store.value is not None:
             return store.key, store.value  # the memory never changes, and need not be given again
         source = memory if self.is_cross else x
-        key, value = self.key_norm(self._split(self.key(source))), self._split(self.value(source))
+        assert source is not None
+        key, value = self.keys_and_values(source)
         if view.rotation is not None:
             key = rotate(key, view.rotation)
         return (key, value) if store is None else store.append(key, value)
 
+    def _attend_part(self, query: Tensor, key: Tensor, value: Tensor, part: Part) -> Tensor:
+        rows = query[0, :, part.queries]
+        rows = rows.view(len(rows), part.rows.stop - part.rows.start, -1, self.head_width).transpose(0, 1)
+        y = self._attend(rows, key[part.rows, :, part.keys], value[part.rows, :, part.keys], View(part.mask, causal=part.causal))
+        return y.transpose(0, 1).flatten(1, 2)[None]
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
+        if view.parts:
+            return torch.cat([self._attend_part(query, key, value, part) for part in view.parts], dim=2)
         mask, dropout = view.mask, self.spec.dropout if self.training else 0.0
         # torch's CPU kernel goes backward slower in bf16 than in fp32 while sequences are short.
         fused = dropout == 0 and (mask is None or mask.dtype == torch.bool)

@@ -5,6 +5,9 @@ Shapes: B batch, H key-value heads, S keys so far, T new tokens, W width of a he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -75,13 +78,36 @@ class Windowed(Growing):
         return key, value
 
 
+class Span(NamedTuple):
+    """Tokens of a pass of B = 1 that belong to neighbouring rows of a cache, N rows of T tokens each.
+
+    tokens: which of the pass's; rows: of the cache; at (N, T): their positions, which are also the places of their keys.
+    past: the fewest tokens that one of the rows held before; end: the most that one holds now.
+    """
+
+    tokens: slice
+    rows: slice
+    at: Tensor
+    past: int
+    end: int
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows hold equally many tokens."""
+        return self.end - self.past == self.at.shape[1]
+
+
 class Cache:
     """What generation carries from pass to pass: a store per layer, and which slots hold tokens.
 
     Make one with `Cache.growing`, or `Cache.preallocated` when the longest length is
     known. In both, a layer with a sliding window keeps no more than its window unless
     `windowed=False`. Rows of a batch are padded on the left when windows are kept.
+
+    spans: a cache whose rows go on independently says here whose tokens those of the coming pass are.
     """
+
+    spans: Sequence[Span] = ()
 
     def __init__(self, layers: list[Growing], crosses: list[Growing], windowed: bool) -> None:
         self.layers, self.crosses, self.windowed = layers, crosses, windowed

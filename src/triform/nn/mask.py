@@ -37,16 +37,32 @@ class Layout:
     target_documents: Tensor | None = None
 
 
+class Part(NamedTuple):
+    """Some of the tokens of a pass over a cache with `spans`, and the keys that they see.
+
+    queries: which of the pass's tokens, the same number of each of the cache's `rows`.
+    keys: which of these rows' keys; `mask` and `causal` as in `View`, for the rows as a batch of their own.
+    """
+
+    queries: slice
+    rows: slice
+    keys: slice
+    mask: Tensor | None = None
+    causal: bool = False
+
+
 class View(NamedTuple):
     """What one kind of attention may see in one pass, and how its queries and keys are turned.
 
     mask: None, True where a query sees a key, or scores to add; broadcasts to (B, H, T, S).
     causal: causal and nothing else, so that the fused kernel needs no mask.
+    parts: in place of these, where the pass (of B = 1) holds tokens of several rows of a cache.
     """
 
     mask: Tensor | None = None
     rotation: Rotation | None = None
     causal: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 def positions_of(ids: Tensor, seen: Tensor | None = None, documents: Tensor | None = None) -> Tensor:

@@ -8,18 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from triform import config
 
 from .attention import Attention, Trace
-from .cache import Cache
+from .cache import Cache, Span
 from .dropout import Dropout
 from .embed import PatchInput, TokenInput
 from .feedforward import Experts, FeedForward, Routing
-from .mask import Layout, View, masked_bias, positions_of, visible
+from .mask import Layout, Part, View, masked_bias, positions_of, visible
 from .norm import build_norm
-from .position import AlibiBias, BucketedBias, rotation
+from .position import AlibiBias, BucketedBias, Rotation, rotation
 from .recompute import call, chosen
 
 
@@ -145,6 +146,10 @@ class Stack(nn.Module):
             x = self.input(inputs, at, layout.segments)
         views = []
         for index, attention in enumerate(self.distinct):
+            if cache is not None and cache.spans:
+                parts = tuple(self._part(index, span, layout, x) for span in cache.spans)
+                views.append(View(None, self._turn(attention, at), parts=parts))
+                continue
             keys_at, keys_seen = (at, seen) if cache is None else cache.keys(attention.window, x.shape[1], x.device)
             views.append(self._view(index, (at, keys_at, keys_seen), layout, x))
         scene = Scene(views, memory[1], memory[0], seen, cache, trace, self.name)
@@ -170,12 +175,30 @@ class Stack(nn.Module):
         if needed > position.length:
             raise ValueError(f"the {self.name} has {position.length} learned positions and the sequence needs {needed}; shorten it")
 
+    def _turn(self, attention: config.Attention, at: Tensor) -> Rotation | None:
+        if not isinstance(attention.position, config.Rotary):
+            return None
+        return rotation(attention.position, at, self.spec.head_width(attention))
+
+    def _part(self, index: int, span: Span, layout: Layout, x: Tensor) -> Part:
+        """What tokens of a span see: nothing stands between their rows' keys, so that a key's place is its position."""
+        attention, bias = self.distinct[index], self._bias_of[index]
+        first = 0 if attention.window is None else max(0, span.past - attention.window + 1)
+        prefix = None if layout.prefix is None or attention.mask != "prefix" else layout.prefix[0, span.tokens].view_as(span.at)
+        part, new = Part(span.tokens, span.rows, slice(first, span.end)), span.at.shape[1]
+        if bias is None and prefix is None and span.even:
+            if new == 1:
+                return part
+            if span.past == 0 and (attention.window is None or new <= attention.window):
+                return part._replace(causal=True)
+        distance = torch.arange(first, span.end, device=x.device) - span.at[:, :, None]
+        mask = visible(attention, distance, prefix)[:, None]
+        return part._replace(mask=mask if bias is None else masked_bias(self.biases[bias](distance), mask, x))
+
     def _view(self, index: int, place: tuple[Tensor, Tensor, Tensor | None], layout: Layout, x: Tensor) -> View:
         attention, bias = self.distinct[index], self._bias_of[index]
         at, keys_at, keys_seen = place
-        turn = None
-        if isinstance(attention.position, config.Rotary):
-            turn = rotation(attention.position, at, self.spec.head_width(attention))
+        turn = self._turn(attention, at)
         has_prefix = attention.mask == "prefix" and layout.prefix is not None
         plain = keys_seen is None and layout.documents is None and bias is None and not has_prefix
         if plain and (attention.window is None or max(at.shape[1], keys_at.shape[1]) <= attention.window):

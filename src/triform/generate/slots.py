@@ -1,0 +1,208 @@
+"""Keys and values of requests that come and go: a slot for each, and every slot goes on by itself.
+
+Shapes: N tokens of a pass, R slots, H key-value heads, C capacity of a slot in tokens, W width of a head.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triform import config
+from triform.nn import Cache
+from triform.nn.cache import Growing, Span
+from triform.nn.mask import Part, View
+
+Work = Sequence[tuple[int, int]]  # slots, and how many tokens each goes on by in a pass
+
+_SHARE = 0.25  # of the device's memory, that a cache takes at most where nothing else is said
+_CAPACITY = 4096  # tokens of a slot where neither the model nor the caller says
+
+
+@dataclass
+class _Target:
+    """Where the tokens of the coming pass go: slots and places (N,), or `run`, a slot and a slice of places, where there is but one slot."""
+
+    slots: Tensor
+    places: Tensor
+    run: tuple[int, slice] | None
+
+
+class Layer(Growing):
+    """Keys and values (R, H, C, W) of one attention."""
+
+    key: Tensor
+    value: Tensor
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        self.key, self.value = key, value
+        self.target: _Target | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values (1, H, N, W) where the pass says; returns the buffers, of which the pass's view names parts."""
+        assert self.target is not None
+        if self.target.run is not None:
+            slot, places = self.target.run
+            self.key[slot, :, places], self.value[slot, :, places] = key[0], value[0]
+        else:
+            where = (self.target.slots, slice(None), self.target.places)
+            self.key[where], self.value[where] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        return self.key, self.value
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Give a slot the first `tokens` of another."""
+        for buffer in (self.key, self.value):
+            buffer[target, :, :tokens] = buffer[source, :, :tokens]
+
+
+class Slots(Cache):
+    """A cache of `slots` rows that hold up to `capacity` tokens each, which join, go on and leave independently.
+
+    A pass goes over tokens (1, N) of any slots: `plan` says whose they are, and `advance`, when it is through, adds
+    them to `lengths` (R,), int64 on the CPU. Whoever makes a pass in another way writes the keys (rotated) and values
+    of a slot's next token at place `lengths[slot]` of `layers[i].key` and `.value`, (R, H, C, W), and leaves `lengths`
+    alone. An encoder's keys and values are in `crosses[i]`, up to `memory_lengths[slot]`. Nothing is read beyond a
+    slot's length, and all that was never written is 0. Layers with a window hold all tokens, of which the view leaves
+    out those that are too old, so that any beginning of a slot can be used again.
+    """
+
+    layers: list[Layer]  # type: ignore[assignment]
+    crosses: list[Layer]  # type: ignore[assignment]
+
+    def __init__(self, model: config.Transformer, slots: int, capacity: int, source_capacity: int, like: Tensor) -> None:
+        """`source_capacity`: tokens of what an encoder reads; `like`: a tensor of the buffers' dtype, on their device."""
+        stack = model.decoder
+        assert stack is not None
+        Cache.growing(model)  # refuses decoders that cannot have a cache
+        blocks = [stack.block(index) for index in range(stack.depth)]
+        layers = [_layer(stack, block.attention, (slots, capacity), like) for block in blocks]
+        crosses = [_layer(stack, block.cross, (slots, source_capacity), like) for block in blocks if block.cross is not None]
+        super().__init__(layers, crosses, windowed=False)  # type: ignore[arg-type]
+        self.slots, self.capacity, self.source_capacity = slots, capacity, source_capacity
+        self.device = like.device
+        self.lengths = torch.zeros(slots, dtype=torch.long)
+        self.memory_lengths = torch.zeros(slots, dtype=torch.long)
+        self._work: Work = ()
+
+    def plan(self, work: Work) -> None:
+        """Say whose the tokens (1, N) of the next pass are: slots in rising order, each with its number of tokens."""
+        lengths = self.lengths.tolist()
+        self._work = work
+        self.spans = tuple(self._spans(work, lengths))
+        slots = [slot for slot, count in work for _ in range(count)]
+        places = [place for slot, count in work for place in range(lengths[slot], lengths[slot] + count)]
+        if not places or max(places) >= self.capacity:
+            raise ValueError(f"a slot holds {self.capacity} tokens and {max(places, default=0) + 1} are needed; make the slots larger")
+        run = (slots[0], slice(places[0], places[-1] + 1)) if len(work) == 1 else None
+        self._at = torch.tensor([places], device=self.device)
+        target = _Target(torch.tensor(slots, device=self.device), self._at[0], run)
+        for layer in self.layers:
+            layer.target = target
+        self.length = max(places) + 1
+
+    def _spans(self, work: Work, lengths: list[int]) -> list[Span]:
+        spans, first, start = [], 0, 0
+        while first < len(work):
+            end = _together(work, lengths, first)
+            rows, count = [slot for slot, _ in work[first:end]], work[first][1]
+            past = [lengths[row] for row in rows]
+            at = torch.tensor(past, device=self.device)[:, None] + torch.arange(count, device=self.device)
+            tokens = slice(start, start + count * len(rows))
+            spans.append(Span(tokens, slice(rows[0], rows[-1] + 1), at, min(past), max(past) + count))
+            first, start = end, tokens.stop
+        return spans
+
+    def extend(self, batch: int, new: int, mask: Tensor | None, device: torch.device) -> Tensor:
+        """The positions (1, N) of the tokens that `plan` told of."""
+        assert (batch, new, mask) == (1, self._at.shape[1], None), "a pass over slots is of the tokens that were planned"
+        return self._at
+
+    def across(self) -> View:
+        """What the tokens of the pass see of the encoder's output."""
+        lengths = self.memory_lengths.tolist()
+        parts = []
+        for span in self.spans:
+            there = lengths[span.rows]
+            mask = None
+            if min(there) != max(there):
+                mask = torch.arange(max(there), device=self.device) < torch.tensor(there, device=self.device)[:, None, None, None]
+            parts.append(Part(span.tokens, span.rows, slice(0, max(there)), mask))
+        return View(parts=tuple(parts))
+
+    def advance(self) -> None:
+        """Count the tokens of a pass that is through."""
+        for slot, count in self._work:
+            self.lengths[slot] += count
+
+    def remember(self, slot: int, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write an encoder's keys and values (H, S, W), as a layer sees them."""
+        length = key.shape[1]
+        self.crosses[layer].key[slot, :, :length], self.crosses[layer].value[slot, :, :length] = key, value
+        self.memory_lengths[slot] = length
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Let a slot begin with the first `tokens` of another."""
+        for layer in self.layers:
+            layer.copy(source, target, tokens)
+        self.lengths[target] = tokens
+
+    def copy_memory(self, source: int, target: int) -> None:
+        """Give a slot what another holds of the encoder's output."""
+        length = int(self.memory_lengths[source])
+        for layer in self.crosses:
+            layer.copy(source, target, length)
+        self.memory_lengths[target] = length
+
+    def wipe(self, slot: int) -> None:
+        """Empty a slot and make it 0 again, as after a pass that gave numbers which are not finite: 0 times those is not 0."""
+        for layer in (*self.layers, *self.crosses):
+            layer.key[slot].zero_()
+            layer.value[slot].zero_()
+        self.lengths[slot] = self.memory_lengths[slot] = 0
+
+
+def _together(work: Work, lengths: list[int], first: int) -> int:
+    """Where the tokens end that one product can take: single ones of neighbouring slots, so long as padding costs less than more products."""
+    end, longest, total = first + 1, lengths[work[first][0]], lengths[work[first][0]]
+    while end < len(work) and work[first][1] == work[end][1] == 1 and work[end][0] == work[end - 1][0] + 1:
+        length = lengths[work[end][0]]
+        longest, total = max(longest, length), total + length
+        if longest * (end + 1 - first) > 1.5 * total + 256:
+            break
+        end += 1
+    return end
+
+
+def _layer(stack: config.Stack, attention: config.Attention, size: tuple[int, int], like: Tensor) -> Layer:
+    shape = (size[0], attention.kv_heads or attention.heads, size[1], stack.head_width(attention))
+    return Layer(_zeros(shape, like), _zeros(shape, like))
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of which, on the CPU, the system takes no memory until they are written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    count = int(np.prod(shape, dtype=np.int64)) * like.element_size()
+    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(like.dtype).view(shape)
+
+
+def token_bytes(model: config.Transformer, element_size: int) -> int:
+    """What a token takes in a slot, in bytes: a key and a value a layer; one that an encoder read takes no more than as much."""
+    stack = model.decoder
+    assert stack is not None
+    attentions = [stack.block(index).attention for index in range(stack.depth)]
+    return 2 * element_size * sum((a.kv_heads or a.heads) * stack.head_width(a) for a in attentions)
+
+
+def device_memory(device: torch.device) -> int | None:
+    """The memory of a device in bytes, None where it cannot be asked."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
