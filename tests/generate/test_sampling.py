@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -14,12 +16,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from triform.generate.sampling import Sampler, Sampling, candidates, keep_top_p, penalize, pick
+from triform.generate.processors import keep_top_p, pick
+from triform.generate.sampler import NoChoice, State, choose, remaining
+from triform.generate.sampling import Sampling
 
 B, V = 5, 40
 
 
-def theirs(scores: torch.Tensor, ids: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def theirs(scores: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     """transformers' processors in the order in which `generate` applies them."""
     chain = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
@@ -35,11 +39,13 @@ def theirs(scores: torch.Tensor, ids: torch.Tensor, sampling: Sampling) -> torch
     return chain(ids, scores.clone())
 
 
-def ours(scores: torch.Tensor, ids: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    sampler = Sampler(sampling, [0] * len(ids))
-    sampler.start(ids, None, scores.shape[-1])
-    changed = scores if sampler.used is None else penalize(scores, sampler.used, sampling.repetition_penalty)
-    left, places = candidates(changed, sampling)
+def states_of(sampling: Sampling, seeds: Sequence[int], prompts: Tensor | None = None, **more: Any) -> list[State]:
+    before = [[]] * len(seeds) if prompts is None else prompts.tolist()
+    return [State(sampling, prompt, seed=seed, **more) for seed, prompt in zip(seeds, before, strict=True)]
+
+
+def ours(scores: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
+    left, places = remaining(scores, states_of(sampling, range(len(ids)), ids))
     return left if places is None else torch.full_like(scores, -torch.inf).scatter(1, places, left)
 
 
@@ -89,7 +95,7 @@ def test_the_comparison_sees_a_different_setting() -> None:
     assert not torch.equal(ours(scores, ids, Sampling(temperature=1.0, top_p=0.5)).isfinite(), theirs(scores, ids, other).isfinite())
 
 
-def chi_square(counts: torch.Tensor, chances: torch.Tensor) -> float:
+def chi_square(counts: Tensor, chances: Tensor) -> float:
     expected = chances * counts.sum()
     return float(((counts - expected) ** 2 / expected).sum())
 
@@ -98,9 +104,9 @@ def test_samples_follow_the_distribution() -> None:
     chances = torch.tensor([0.4, 0.05, 0.2, 0.15, 0.1, 0.1], dtype=torch.double)
     other = torch.tensor([0.37, 0.06, 0.2, 0.16, 0.11, 0.1], dtype=torch.double)
     rows, steps = 64, 320
-    sampler = Sampler(Sampling(temperature=1.0), range(rows))
+    states = states_of(Sampling(temperature=1.0), range(rows))
     scores = chances.log().float().expand(rows, -1)
-    drawn = torch.cat([sampler(scores)[0] for _ in range(steps)])
+    drawn = torch.cat([choose(scores, states).tokens for _ in range(steps)])
     counts = drawn.bincount(minlength=6).double()
     limit = 20.5  # chi-square of 5 degrees of freedom exceeds it once in a thousand
     assert chi_square(counts, chances) < limit
@@ -109,9 +115,9 @@ def test_samples_follow_the_distribution() -> None:
 
 def test_filtered_samples_follow_the_renormalised_distribution() -> None:
     sampling = Sampling(temperature=0.5, top_k=3)
-    sampler = Sampler(sampling, range(64))
+    states = states_of(sampling, range(64))
     scores = torch.tensor([1.0, 0.2, -3.0, 0.9, 0.1, -1.0])
-    counts = torch.cat([sampler(scores.expand(64, -1))[0] for _ in range(320)]).bincount(minlength=6).double()
+    counts = torch.cat([choose(scores.expand(64, -1), states).tokens for _ in range(320)]).bincount(minlength=6).double()
     kept = torch.tensor([0, 1, 3])
     assert counts.sum() == counts[kept].sum()
     assert chi_square(counts[kept], (scores[kept].double() / 0.5).softmax(0)) < 13.9
@@ -129,44 +135,83 @@ def test_a_place_of_no_probability_is_never_picked() -> None:
 def test_a_row_draws_from_its_own_seed() -> None:
     scores = torch.randn(4, V, generator=torch.Generator().manual_seed(2))
     sampling = Sampling(temperature=1.0, top_p=0.95)
-    together = Sampler(sampling, [11, 12, 13, 14])
-    alone = Sampler(sampling, [13])
-    other = Sampler(sampling, [99])
-    many = [together(scores)[0][2].item() for _ in range(200)]
-    assert many == [alone(scores[2:3])[0].item() for _ in range(200)]
-    assert many != [other(scores[2:3])[0].item() for _ in range(200)]
+    together, alone, other = (states_of(sampling, seeds) for seeds in ([11, 12, 13, 14], [13], [99]))
+    many = [choose(scores, together).tokens[2].item() for _ in range(200)]
+    assert many == [choose(scores[2:3], alone).tokens.item() for _ in range(200)]
+    assert many != [choose(scores[2:3], other).tokens.item() for _ in range(200)]
 
 
-def test_rows_that_leave_change_nothing_for_those_that_stay() -> None:
-    scores = torch.randn(3, V, generator=torch.Generator().manual_seed(2))
-    sampling = Sampling(temperature=1.0, repetition_penalty=1.5)
-    whole, cut = Sampler(sampling, [1, 2, 3]), Sampler(sampling, [1, 2, 3])
-    for sampler in (whole, cut):
-        sampler.start(torch.tensor([[1], [2], [3]]), None, V)
-    for _ in range(5):
-        assert torch.equal(whole(scores)[0], cut(scores)[0])
-    kept = torch.tensor([2, 0])
-    cut.keep(kept)
-    for _ in range(200):
-        assert torch.equal(whole(scores)[0][kept], cut(scores[kept])[0])
+MIXED = [
+    Sampling(),
+    Sampling(temperature=1.0, repetition_penalty=1.5),
+    Sampling(temperature=0.7, top_k=5, frequency_penalty=0.4, top_log_probs=3),
+    Sampling(temperature=1.3, top_p=0.8, no_repeat_ngram=2),
+    Sampling(temperature=1.0, typical_p=0.7, logit_bias={3: 2.0, 5: -math.inf}, min_new_tokens=4),
+    Sampling(temperature=0.7, top_k=5, presence_penalty=1.0, bad_words=((4,), (1, 2)), top_log_probs=1),
+]
 
 
-def test_padding_is_not_penalised() -> None:
-    sampler = Sampler(Sampling(repetition_penalty=2.0), [0])
-    sampler.start(torch.tensor([[7, 7, 3]]), torch.tensor([[False, False, True]]), V)
-    assert sampler.used is not None
-    assert sampler.used.nonzero().tolist() == [[0, 3]]
+def test_rows_of_any_settings_that_come_and_go_are_as_if_alone() -> None:
+    steps, generator = 80, torch.Generator().manual_seed(4)
+    scores = torch.randn(steps, len(MIXED), 2, V, generator=generator)
+
+    def begun(row: int) -> list[State]:
+        return [State(MIXED[row], [1, 2, row], eos={7}, barred={9}, seed=10 * row + copy) for copy in range(2)]
+
+    alone = []
+    for row in range(len(MIXED)):
+        states = begun(row)
+        alone.append([choose(scores[step, row], states) for step in range(10 * row, 40 + 5 * row)])
+    states = [begun(row) for row in range(len(MIXED))]
+    for step in range(steps):
+        there = [row for row in reversed(range(len(MIXED))) if 10 * row <= step < 40 + 5 * row]
+        if not there:
+            continue
+        found = choose(scores[step, there].flatten(0, 1), [state for row in there for state in states[row]])
+        for place, row in enumerate(there):
+            expected = alone[row][step - 10 * row]
+            assert torch.equal(found.tokens[2 * place : 2 * place + 2], expected.tokens)
+            assert torch.equal(found.log_probs[2 * place : 2 * place + 2], expected.log_probs)
+            assert found.tops[2 * place : 2 * place + 2] == expected.tops
+            assert {len(top) for top in expected.tops} == {MIXED[row].top_log_probs}
+    drawn = [[token for choice in choices for token in choice.tokens.tolist()] for choices in alone]
+    assert len({tuple(tokens[:30]) for tokens in drawn}) == len(MIXED)
+    assert 7 not in drawn[4][:8]
+    assert all(9 not in tokens for tokens in drawn)
+    assert 4 not in drawn[5]
+    assert 5 not in drawn[4]
+
+
+def test_the_most_probable_tokens_are_told_as_the_model_had_them() -> None:
+    scores = torch.randn(3, V, generator=torch.Generator().manual_seed(3))
+    found = choose(scores, states_of(Sampling(top_log_probs=4, logit_bias={int(scores[0].argmax()): -9.0}), range(3)))
+    best = scores.log_softmax(-1).topk(4)
+    for row, top in enumerate(found.tops):
+        assert [token for token, _ in top] == best.indices[row].tolist()
+        torch.testing.assert_close(torch.tensor([value for _, value in top]), best.values[row], rtol=0, atol=1e-6)
+    assert found.tokens[0] != found.tops[0][0][0]
+    assert found.tokens[1] == found.tops[1][0][0]
 
 
 def test_log_probabilities_are_the_models_own() -> None:
     scores = torch.randn(2, V, generator=torch.Generator().manual_seed(3))
-    tokens, log_probs = Sampler(Sampling(temperature=0.2, top_k=2), [0, 1])(scores)
-    torch.testing.assert_close(log_probs, scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0], rtol=0, atol=1e-6)
+    found = choose(scores, states_of(Sampling(temperature=0.2, top_k=2), [0, 1]))
+    torch.testing.assert_close(found.log_probs, scores.log_softmax(-1).gather(1, found.tokens[:, None])[:, 0], rtol=0, atol=1e-6)
 
 
-def test_broken_scores_are_told() -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        Sampler(Sampling(), [0])(torch.tensor([[0.0, math.nan]]))
+def test_rows_without_a_choice_are_named_and_nothing_has_happened() -> None:
+    scores = torch.zeros(3, 4)
+    scores[1, 2] = math.nan
+    sampling = Sampling(temperature=1.0, repetition_penalty=2.0)
+    states, others = states_of(sampling, [1, 2, 3]), states_of(sampling, [1, 2, 3])
+    with pytest.raises(NoChoice, match="not finite") as error:
+        choose(scores, states)
+    assert error.value.rows == [1]
+    closed = State(sampling, barred=range(4), seed=2)
+    with pytest.raises(NoChoice, match="every token is barred") as error:
+        choose(torch.zeros(3, 4), [states[0], states[2], closed])
+    assert error.value.rows == [2]
+    assert torch.equal(choose(torch.zeros(3, 4), states).tokens, choose(torch.zeros(3, 4), others).tokens)
 
 
 def test_the_global_generator_is_used_without_a_seed() -> None:
@@ -215,9 +260,10 @@ def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_barred_tokens_are_not_chosen_and_chances_stay_the_models(how: dict[str, Any]) -> None:
     scores = torch.tensor([[0.0, 9.0, 8.0, 1.0]]).expand(64, -1)
 
-    def chosen(barred: torch.Tensor | None) -> tuple[set[int], torch.Tensor]:
+    def chosen(barred: Tensor | None) -> tuple[set[int], Tensor]:
         sampling = Sampling(**how)
-        tokens, log_probs = Sampler(sampling, sampling.seeds(64))(scores, barred)
+        found = choose(scores, states_of(sampling, sampling.seeds(64), barred=() if barred is None else barred.tolist()))
+        tokens, log_probs = found.tokens, found.log_probs
         torch.testing.assert_close(log_probs, scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0], atol=1e-5, rtol=0)
         return set(tokens.tolist()), log_probs
 

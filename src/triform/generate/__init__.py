@@ -3,11 +3,12 @@
 from .classify import Judgement, classify, embed
 from .fill import Candidate, Filled, fill
 from .forms import use_of
-from .sampling import Sampler, Sampling
+from .sampler import Choices, NoChoice, State, choose
+from .sampling import Beams, Contrastive, Sampling
 from .search import Conversation, Generation, TokenRun, generate, generate_ids
 from .stream import TextStream
 
 __all__ = [
-    "Candidate", "Conversation", "Filled", "Generation", "Judgement", "Sampler", "Sampling", "TextStream", "TokenRun",
-    "classify", "embed", "fill", "generate", "generate_ids", "use_of",
+    "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Filled", "Generation", "Judgement", "NoChoice", "Sampling", "State",
+    "TextStream", "TokenRun", "choose", "classify", "embed", "fill", "generate", "generate_ids", "use_of",
 ]  # fmt: skip

@@ -20,7 +20,8 @@ from triform.text.framing import decoder_start, source
 from triform.text.framing import prompts as framed_prompts
 
 from .forms import Module, batches, check_ids, evaluating, expect, listed, longest, padded
-from .sampling import Sampler, Sampling
+from .sampler import State, choose
+from .sampling import Sampling
 from .stream import TextStream
 
 FinishReason = Literal["stop", "length", "stop_string"]
@@ -28,11 +29,22 @@ FinishReason = Literal["stop", "length", "stop_string"]
 
 @dataclass
 class TokenRun:
-    """The tokens of one row, those that ended it included; the log-probability of each (nats) as the model gave it; and why it ended."""
+    """The tokens of one row, those that ended it included; the log-probability of each (nats) as the model gave it; and why it ended.
+
+    top: at each step the most probable tokens, as (id, log-probability), as many as `Sampling.top_log_probs`.
+    """
 
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+
+    def add(self, token: int, log_prob: float, top: tuple[tuple[int, float], ...] = ()) -> None:
+        """One more token."""
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        if top:
+            self.top.append(top)
 
 
 @dataclass(frozen=True)
@@ -90,13 +102,18 @@ def generate_ids(
     if net.encoder is not None and not first:
         raise ValueError("start: expected the token that the decoder begins with (the tokenizer's bos, or its pad as T5 has it)")
     room = [_room(net.config, length, len(first), sampling.max_new_tokens) for length in lengths]
+    ends, never = frozenset(eos), frozenset(barred)
     with evaluating(net) as device:
         ids = ids.to(device)
         mask = None if mask is None or bool(mask.all()) else mask.to(device).bool()
-        batch = _Batch(net, ids, mask, first, max(room))
-        sampler = Sampler(sampling, sampling.seeds(len(ids)))
-        sampler.start(*((ids, mask) if net.encoder is None else (batch.tokens, None)), batch.scores.shape[-1])
-        return _search(batch, sampler, room, _Choice(frozenset(eos), frozenset(barred), watch))
+        before = [first] * len(ids) if first else _unpadded(ids, mask) if sampling.looks_back else [[]] * len(ids)
+        seeds = sampling.seeds(len(ids))
+        states = [State(sampling, prompt, eos=ends, barred=never, seed=seed) for prompt, seed in zip(before, seeds, strict=True)]
+        return _search(_Batch(net, ids, mask, first, max(room)), states, room, _Ending(ends, watch))
+
+
+def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+    return ids.tolist() if mask is None else [row[seen].tolist() for row, seen in zip(ids, mask, strict=True)]
 
 
 def _room(spec: config.Transformer, length: int, first: int, wanted: int) -> int:
@@ -148,57 +165,47 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """Which tokens end a row, which are never chosen, and who watches."""
+class _Ending:
+    """Which tokens end a row, and who watches and may end it."""
 
     eos: frozenset[int]
-    barred: frozenset[int]
     watch: Watch | None
 
-    def not_now(self, step: int, sampling: Sampling, scores: Tensor) -> Tensor | None:
-        """The tokens that are not to be chosen at a step, counted from 1."""
-        ids = self.barred | self.eos if step <= sampling.min_new_tokens else self.barred
-        inside = sorted(i for i in ids if i < scores.shape[-1])
-        return torch.tensor(inside, device=scores.device) if inside else None
+    def ends(self, run: TokenRun, row: int, room: int) -> bool:
+        """Whether the last token of a run ended it; the run is told why."""
+        at_eos = run.ids[-1] in self.eos
+        last = at_eos or len(run.ids) >= room
+        if self.watch is not None and self.watch(row, run.ids[-1], last):
+            run.finish_reason, last = "stop_string", True
+        elif at_eos:
+            run.finish_reason = "stop"
+        return last
 
 
-def _search(batch: _Batch, sampler: Sampler, room: Sequence[int], choice: _Choice) -> list[TokenRun]:
+def _search(batch: _Batch, states: list[State], room: Sequence[int], ending: _Ending) -> list[TokenRun]:
     runs = [TokenRun() for _ in room]
     rows = list(range(len(room)))  # the row of the call that each row of the running batch is
-    ended = [False] * len(rows)
-    barred = None
+    left = rows  # the places in the running batch of rows that have not ended
     for step in range(1, max(room) + 1):
-        if step <= sampler.sampling.min_new_tokens + 1:
-            barred = choice.not_now(step, sampler.sampling, batch.scores)
-        tokens, log_probs = sampler(batch.scores, barred)
-        for place, (token, log_prob) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
-            if not ended[place]:
-                row = rows[place]
-                run = runs[row]
-                run.ids.append(token)
-                run.log_probs.append(log_prob)
-                ended[place] = _ends(run, row, room[row], choice)
-        left = [place for place, over in enumerate(ended) if not over]
+        found = choose(batch.scores if len(left) == len(rows) else batch.scores[left], [states[rows[place]] for place in left])
+        ended = []
+        for place, token, log_prob, top in zip(left, found.tokens.tolist(), found.log_probs.tolist(), found.tops, strict=True):
+            row = rows[place]
+            runs[row].add(token, log_prob, top)
+            ended.append(ending.ends(runs[row], row, room[row]))
+        tokens = found.tokens.new_zeros(len(rows))
+        tokens[left] = found.tokens
+        left = [place for place, over in zip(left, ended, strict=True) if not over]
         if not left:
             break
         # Ended rows run along until taking them out, which copies the cache, is worth it, or until they have no position left.
-        if 4 * len(left) <= 3 * len(rows) or any(room[row] <= step for row in rows):
+        if 4 * len(left) <= 3 * len(rows) or (len(left) < len(rows) and any(room[row] <= step for row in rows)):
             kept = torch.tensor(left, device=tokens.device)
             batch.cache.reorder(kept)
-            sampler.keep(kept)
-            tokens, rows, ended = tokens[kept], [rows[place] for place in left], [False] * len(left)
+            tokens, rows = tokens[kept], [rows[place] for place in left]
+            left = list(range(len(rows)))
         batch.advance(tokens)
     return runs
-
-
-def _ends(run: TokenRun, row: int, room: int, choice: _Choice) -> bool:
-    at_eos = run.ids[-1] in choice.eos
-    last = at_eos or len(run.ids) >= room
-    if choice.watch is not None and choice.watch(row, run.ids[-1], last):
-        run.finish_reason, last = "stop_string", True
-    elif at_eos:
-        run.finish_reason = "stop"
-    return last
 
 
 def _check_memory(net: Transformer, rows: int, capacity: int) -> None:
