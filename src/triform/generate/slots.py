@@ -18,6 +18,8 @@ from triform.nn import Cache
 from triform.nn.cache import Growing, Span
 from triform.nn.mask import Part, View
 
+from .forms import longest
+
 Work = Sequence[tuple[int, int]]  # slots, and how many tokens each goes on by in a pass
 
 _SHARE = 0.25  # of the device's memory, that a cache takes at most where nothing else is said
@@ -26,7 +28,7 @@ _CAPACITY = 4096  # tokens of a slot where neither the model nor the caller says
 
 @dataclass
 class _Target:
-    """Where the tokens of the coming pass go: slots and places (N,), or `run`, a slot and a slice of places, where there is but one slot."""
+    """Where the tokens of the coming pass go: slots and places (N,); `run`, a slot and a slice of places, where there is but one slot."""
 
     slots: Tensor
     places: Tensor
@@ -88,6 +90,12 @@ class Slots(Cache):
         self.lengths = torch.zeros(slots, dtype=torch.long)
         self.memory_lengths = torch.zeros(slots, dtype=torch.long)
         self._work: Work = ()
+        self._touched = [0] * slots  # places that were ever written
+
+    @property
+    def bytes(self) -> int:
+        """What the buffers take when all slots are full."""
+        return sum(buffer.nbytes for layer in (*self.layers, *self.crosses) for buffer in (layer.key, layer.value))
 
     def plan(self, work: Work) -> None:
         """Say whose the tokens (1, N) of the next pass are: slots in rising order, each with its number of tokens."""
@@ -104,6 +112,8 @@ class Slots(Cache):
         for layer in self.layers:
             layer.target = target
         self.length = max(places) + 1
+        for slot, count in work:
+            self._touched[slot] = max(self._touched[slot], lengths[slot] + count)
 
     def _spans(self, work: Work, lengths: list[int]) -> list[Span]:
         spans, first, start = [], 0, 0
@@ -149,6 +159,7 @@ class Slots(Cache):
         """Let a slot begin with the first `tokens` of another."""
         for layer in self.layers:
             layer.copy(source, target, tokens)
+        self._touched[target] = max(self._touched[target], tokens)
         self.lengths[target] = tokens
 
     def copy_memory(self, source: int, target: int) -> None:
@@ -160,14 +171,15 @@ class Slots(Cache):
 
     def wipe(self, slot: int) -> None:
         """Empty a slot and make it 0 again, as after a pass that gave numbers which are not finite: 0 times those is not 0."""
-        for layer in (*self.layers, *self.crosses):
-            layer.key[slot].zero_()
-            layer.value[slot].zero_()
+        for layers, end in ((self.layers, self._touched[slot]), (self.crosses, self.source_capacity)):
+            for layer in layers:
+                layer.key[slot, :, :end], layer.value[slot, :, :end] = 0, 0
+        self._touched[slot] = 0
         self.lengths[slot] = self.memory_lengths[slot] = 0
 
 
 def _together(work: Work, lengths: list[int], first: int) -> int:
-    """Where the tokens end that one product can take: single ones of neighbouring slots, so long as padding costs less than more products."""
+    """Where tokens end that one product takes: single ones of neighbouring slots, while padding costs less than more products."""
     end, longest, total = first + 1, lengths[work[first][0]], lengths[work[first][0]]
     while end < len(work) and work[first][1] == work[end][1] == 1 and work[end][0] == work[end - 1][0] + 1:
         length = lengths[work[end][0]]
@@ -197,6 +209,35 @@ def token_bytes(model: config.Transformer, element_size: int) -> int:
     assert stack is not None
     attentions = [stack.block(index).attention for index in range(stack.depth)]
     return 2 * element_size * sum((a.kv_heads or a.heads) * stack.head_width(a) for a in attentions)
+
+
+def size_of(
+    model: config.Transformer, like: Tensor, slots: int, capacity: int | None, memory: int | float | None
+) -> tuple[int, int, int]:
+    """How many slots, and their capacities in tokens for the decoder and for what an encoder reads, that fit into a memory.
+
+    Settings as `Engine` takes them. Raises ValueError where one request does not fit.
+    """
+    there = device_memory(like.device)
+    if memory is None:
+        memory = _SHARE
+    elif not memory > 0:
+        raise ValueError(f"memory: expected bytes, or a share of the device's between 0 and 1, got {memory}")
+    if memory < 1:
+        memory = memory * there if there is not None else float("inf")
+    both = 1 if model.encoder is None else 2
+    each = both * token_bytes(model, like.element_size())
+    known = longest(model.decoder)
+    fits = int(min(memory // each, 2**40))
+    wanted = capacity or min(known or _CAPACITY, _CAPACITY, max(fits, 1))
+    if fits < wanted or fits < 1:
+        raise ValueError(
+            f"memory: one request of {wanted:,} tokens takes {wanted * each / 2**20:,.1f} MiB in the cache and {memory / 2**20:,.1f} MiB "
+            "are allowed; give more memory or a smaller capacity"
+        )
+    slots = min(slots, fits // wanted)
+    source = min(wanted, longest(model.encoder) or wanted) if both == 2 else 0
+    return slots, min(wanted, known or wanted), source
 
 
 def device_memory(device: torch.device) -> int | None:

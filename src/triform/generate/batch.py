@@ -1,0 +1,174 @@
+"""A running batch that requests join and leave: one step after another, in whoever's thread calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .requests import Event, FinishReason
+from .runner import Runner
+from .sampler import Choices, NoChoice, choose
+from .scheduler import Row, Scheduler
+
+
+class Batch:
+    """Requests that run together, each as if it were alone. `tokens`: how many were generated; `read`: of prompts."""
+
+    def __init__(self, runner: Runner, chunk: int) -> None:
+        encodes = runner.net.encoder is not None
+        self.runner, self.slots = runner, runner.slots
+        reuse = not encodes and not runner.has_prefix
+        self.scheduler = Scheduler(runner.slots.slots, chunk, reuse=reuse, whole=runner.has_prefix)
+        self.tokens = self.read = 0
+
+    def add(self, row: Row) -> None:
+        """Let a request wait for its turn."""
+        self.scheduler.waiting.push(row)
+
+    def step(self) -> None:
+        """Take out who was cancelled, let in whose turn it is, read, and choose the next token of every row that can."""
+        self._drop()
+        self.scheduler.admit()
+        self._encode()
+        for row in list(self.scheduler.rows.values()):
+            if self.scheduler.may_begin(row):
+                self._begin(row)
+        work = self.scheduler.plan()
+        if not work:
+            return
+        pieces = [(row.slot, row.tokens[row.computed : row.computed + count]) for row, count in work]
+        whole = [row.computed == 0 and count == len(row.prompt) for row, count in work]
+        try:
+            scores = self.runner.read(pieces, whole)
+        except Exception as error:  # whatever it is, the requests that wait are not to suffer from it
+            for row, _ in work:
+                self._fail(row, error)
+            return
+        for row, count in work:
+            self.read += max(0, min(count, len(row.prompt) - row.computed))
+            row.computed += count
+        self._choose([row for row, _ in work], scores)
+
+    def cancel(self) -> None:
+        """End all that runs and waits."""
+        for row in (*self.scheduler.waiting, *self.scheduler.rows.values()):
+            row.ticket.cancelled = True
+        self._drop()
+
+    def _drop(self) -> None:
+        for row in self.scheduler.waiting.drop():
+            row.ticket.hear(Event(None, finish_reason=_left(row)))
+        for row in list(self.scheduler.rows.values()):
+            if row.ticket.cancelled or row.ticket.late:
+                self._leave(row, _left(row))
+
+    def _leave(self, row: Row, reason: FinishReason) -> None:
+        """End a request that made no token that ends it."""
+        self.scheduler.release(row)
+        piece = row.stream.finish() if row.stream is not None else ""
+        row.ticket.run.text += piece
+        row.ticket.hear(Event(None, text=piece, finish_reason=reason))
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        """End a request with an error; its keys and values are not to be trusted."""
+        self.scheduler.release(row, keep=False)
+        self.slots.wipe(row.slot)
+        row.ticket.error = error
+        row.ticket.hear(Event(None, finish_reason="error", error=str(error)))
+
+    def _begin(self, row: Row) -> None:
+        row.begun = True
+        if not self.scheduler.reuse:
+            self.slots.lengths[row.slot] = 0
+            return
+        source, tokens = self.scheduler.beginning(row)
+        if source != row.slot:
+            self.slots.copy(source, row.slot, tokens)
+        self.slots.lengths[row.slot] = row.computed = row.ticket.reused = tokens
+        self.scheduler.hits += tokens > 0
+        self.scheduler.reused += tokens
+
+    def _encode(self) -> None:
+        """Let the encoder read for those that have joined, as many as a chunk holds, the longest waiting first."""
+        scheduler = self.scheduler
+        rows = [row for row in scheduler.rows.values() if not row.encoded]
+        new: list[Row] = []
+        for row in sorted(rows, key=lambda row: row.ticket.submitted_at):
+            same = [slot for slot, ids in enumerate(scheduler.sources) if len(ids) == len(row.source) and (ids == row.source).all()]
+            if same:
+                if row.slot not in same:
+                    self.slots.copy_memory(same[0], row.slot)
+                row.encoded = True
+                scheduler.sources[row.slot] = row.source
+                scheduler.hits, row.ticket.reused = scheduler.hits + 1, len(row.source)
+            elif not new or (len(new) + 1) * max(len(row.source), *(len(other.source) for other in new)) <= scheduler.chunk:
+                new.append(row)
+        if not new:
+            return
+        try:
+            self.runner.encode([(row.slot, row.source.tolist()) for row in new])
+        except Exception as error:
+            for row in new:
+                self._fail(row, error)
+            return
+        for row in new:
+            row.encoded = True
+            scheduler.sources[row.slot] = row.source
+
+    def _choose(self, rows: list[Row], scores: Tensor) -> None:
+        """The next token of the rows whose tokens are all read; scores (N, V) are of all."""
+        places = [place for place, row in enumerate(rows) if not row.pending]
+        if not places:
+            return
+        rows, scores = [rows[place] for place in places], scores[places] if len(places) < len(rows) else scores
+        made = [row.state.made for row in rows]
+        try:
+            choices = choose(scores, [row.state for row in rows])
+        except Exception as error:
+            # Those at fault leave; where it is not said who they are, each row is asked by itself.
+            stuck = set(error.rows) if isinstance(error, NoChoice) else set()
+            if len(rows) == 1 or made != [row.state.made for row in rows]:
+                stuck = set(range(len(rows)))
+            for place in stuck:
+                self._fail(rows[place], ValueError(str(error)) if isinstance(error, NoChoice) else error)
+            groups = [[place for place in range(len(rows)) if place not in stuck]] if stuck else [[place] for place in range(len(rows))]
+            for group in groups:
+                self._choose([rows[place] for place in group], scores[group])
+            return
+        self._hand_out(rows, choices)
+
+    def _hand_out(self, rows: Sequence[Row], choices: Choices) -> None:
+        self.tokens += len(rows)
+        for row, token, log_prob, top in zip(rows, choices.tokens.tolist(), choices.log_probs.tolist(), choices.tops, strict=True):
+            event = _take(row, token, log_prob, top)
+            if event.finish_reason is not None:
+                self.scheduler.release(row)
+            try:
+                row.ticket.hear(event)
+            except Exception as error:  # of the listener
+                self._fail(row, error)
+
+
+def _left(row: Row) -> FinishReason:
+    return "cancelled" if row.ticket.cancelled else "deadline"
+
+
+def _take(row: Row, token: int, log_prob: float, top: tuple[tuple[int, float], ...]) -> Event:
+    """Add a token to a row; the event that tells of it."""
+    run, at_end = row.ticket.run, token in row.eos
+    run.ids.append(token)
+    run.log_probs.append(log_prob)
+    if row.state.sampling.top_log_probs:
+        run.tops.append(top)
+    row.tokens.append(token)
+    reason: FinishReason | None = "stop" if at_end else "length" if len(run.ids) >= row.room else None
+    piece = ""
+    if row.stream is not None:
+        piece = "" if at_end else row.stream.push(token)
+        if reason is not None:
+            piece += row.stream.finish()
+        if row.stream.stopped:
+            reason = "stop_string"
+        run.text = row.stream.text if reason is not None else run.text + piece
+    return Event(token, log_prob, top, piece, reason)

@@ -1,0 +1,60 @@
+"""Passes of a model over the tokens of several requests at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triform.nn import Layout, Transformer
+from triform.nn.mask import View
+
+from .forms import padded
+from .slots import Slots
+
+
+class Runner:
+    """A model with a decoder and the slots that it reads and writes."""
+
+    def __init__(self, net: Transformer, slots: Slots) -> None:
+        assert net.config.decoder is not None
+        self.net, self.slots = net, slots
+        self.has_prefix = any(block.attention.mask == "prefix" for block in net.config.decoder.pattern)
+
+    def read(self, work: Sequence[tuple[int, Sequence[int]]], whole: Sequence[bool]) -> Tensor:
+        """Read tokens into slots; gives scores (N, V) of what follows the last token of each.
+
+        work: slots in rising order, with their new tokens; whole: whether these are a prompt from its first to its last
+        token, which a model with a prefix sees both ways.
+        """
+        net, slots = self.net, self.slots
+        assert net.decoder is not None
+        counts = [len(ids) for _, ids in work]
+        slots.plan([(slot, count) for (slot, _), count in zip(work, counts, strict=True)])
+        ids = torch.tensor([[i for _, some in work for i in some]], device=slots.device)
+        layout = None
+        if self.has_prefix and any(whole):
+            prefix = [both for both, count in zip(whole, counts, strict=True) for _ in range(count)]
+            layout = Layout(prefix=torch.tensor([prefix], device=slots.device))
+        across = View() if net.encoder is None else slots.across()
+        hidden, _ = net.decoder(ids, None, layout, (None, across), slots)
+        slots.advance()
+        ends = torch.tensor(counts, device=slots.device).cumsum(0) - 1
+        scores = net.score(hidden[:, ends])
+        assert scores is not None
+        return scores[0]
+
+    def encode(self, sources: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Let the encoder read, and leave what each layer sees of it in the slots."""
+        net = self.net
+        assert net.encoder is not None
+        assert net.decoder is not None
+        ids, mask = padded([ids for _, ids in sources], 0, self.slots.device)
+        memory, _ = net.encoder(ids, mask)
+        for index, layer in enumerate(net.decoder.layers.values()):
+            attention: Any = layer.get_submodule("cross.body")
+            keys, values = attention.keys_and_values(memory)
+            for (slot, tokens), key, value in zip(sources, keys, values, strict=True):
+                self.slots.remember(slot, index, key[:, : len(tokens)], value[:, : len(tokens)])
