@@ -9,18 +9,23 @@ from triform.data.packing import pack, rows_of
 @given(data=st.data(), capacity=st.integers(1, 40))
 def test_every_document_is_packed_once_and_no_bin_overflows(data, capacity):
     lengths = data.draw(st.lists(st.integers(1, capacity), max_size=60))
-    bins = pack(lengths, capacity)
+    found = pack(lengths, capacity)
+    bins = [b.tolist() for b in found]
+    assert found.sums(np.array(lengths, np.int64)).tolist() == [sum(lengths[i] for i in b) for b in bins]
     assert sorted(i for b in bins for i in b) == list(range(len(lengths)))
     assert all(0 < sum(lengths[i] for i in b) <= capacity for b in bins)
-    assert pack(lengths, capacity) == bins
+    assert [b.tolist() for b in pack(np.array(lengths, np.int64), capacity)] == bins
     for later, second in enumerate(bins):  # otherwise its first document had gone into an earlier bin
         assert all(sum(lengths[i] for i in first) + lengths[second[0]] > capacity for first in bins[:later])
 
 
 def test_best_fit_takes_the_fullest_bin_that_has_room():
-    assert pack([6, 5, 4, 3], 10) == [[0, 2], [1, 3]]
-    assert pack([7, 6, 3], 10) == [[0, 2], [1]]
-    assert pack([], 10) == []
+    def packed(*lengths: int) -> list[list[int]]:
+        return [b.tolist() for b in pack(lengths, 10)]
+
+    assert packed(6, 5, 4, 3) == [[0, 2], [1, 3]]
+    assert packed(7, 6, 3) == [[0, 2], [1]]
+    assert packed() == []
 
 
 @pytest.mark.parametrize("lengths", [[3, 11], [0], [-1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,37 +10,70 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_AT_ONCE = 1 << 16  # documents that are Python's numbers at one time
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+
+class Bins(Sequence[NDArray[np.int64]]):
+    """What `pack` found: for each bin the indices of its documents, the longest first. Takes 8 bytes a document and 8 a bin."""
+
+    def __init__(self, documents: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+        self.documents, self.offsets = documents, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"bin {i} of {len(self)}")
+        place = int(i) % len(self)
+        return self.documents[self.offsets[place] : self.offsets[place + 1]]
+
+    def sums(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens in each bin, (bins,), of documents with these lengths."""
+        return np.add.reduceat(lengths[self.documents], self.offsets[:-1]) if len(self) else np.zeros(0, np.int64)
+
+
+def pack(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> Bins:
     """Put documents of the given lengths (tokens) into as few bins of `capacity` tokens as best-fit decreasing finds.
 
     Each document, the longest first, goes where the least room is left over after it, else into a new bin; ties go to the
-    lower index. At most 11/9 of the fewest bins possible, and 4 more (Johnson et al. 1974). Returns, for each bin, the
-    indices of its documents. Raises ValueError for a document longer than the capacity (cut it first) or without tokens.
+    lower index. At most 11/9 of the fewest bins possible, and 4 more (Johnson et al. 1974). Takes about 40 bytes a
+    document while it works. Raises ValueError for a document longer than the capacity (cut it first) or without tokens.
     """
-    bins: list[list[int]] = []
-    room: dict[int, list[int]] = {}  # room left: the bins that have it
+    sizes = np.asarray(lengths, np.int64)
+    wrong = np.flatnonzero((sizes < 1) | (sizes > capacity))
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(f"document {first} has {int(sizes[first])} tokens; to be packed it needs 1 to {capacity} (cut longer ones first)")
+    order = np.argsort(-sizes, kind="stable")
+    chosen = np.empty(len(sizes), np.int64)  # the bin of each document of `order`
+    room: dict[int, array[int]] = {}  # room left: the bins that have it
     rooms: list[int] = []  # the keys of `room`, ascending
-    for document in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = int(lengths[document])
-        if not 0 < length <= capacity:
-            raise ValueError(f"document {document} has {length} tokens; to be packed it needs 1 to {capacity} (cut longer ones first)")
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
-            chosen, left = len(bins), capacity
-            bins.append([])
-        else:
-            left = rooms[place]
-            chosen = room[left].pop()
-            if not room[left]:
-                del room[left], rooms[place]
-        bins[chosen].append(document)
-        left -= length
-        if left:
-            if left not in room:
-                insort(rooms, left)
-            room.setdefault(left, []).append(chosen)
-    return bins
+    bins = 0
+    for start in range(0, len(order), _AT_ONCE):
+        part = []
+        for length in sizes[order[start : start + _AT_ONCE]].tolist():
+            place = bisect_left(rooms, length)
+            if place == len(rooms):
+                found, left = bins, capacity
+                bins += 1
+            else:
+                left = rooms[place]
+                found = room[left].pop()
+                if not room[left]:
+                    del room[left], rooms[place]
+            part.append(found)
+            left -= length
+            if left:
+                if left not in room:
+                    insort(rooms, left)
+                    room[left] = array("q")
+                room[left].append(found)
+        chosen[start : start + _AT_ONCE] = part
+    by_bin = np.argsort(chosen, kind="stable")
+    return Bins(order[by_bin], np.searchsorted(chosen[by_bin], np.arange(bins + 1)))
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,9 @@ def _by_hash(rows: Iterable[Row], wanted: dict[str, float | int], seed: int) -> 
     counted = sum(amount for amount in wanted.values() if isinstance(amount, int))
     lowest: list[float] = []
     if counted:
-        numbers = {document_hash(row, seed) for row in rows}
-        if counted >= len(numbers):
-            raise ValueError(f"{len(numbers)} different rows are too few to hold out {counted} of them and train on the rest")
-        lowest = heapq.nsmallest(counted + 1, numbers)
+        lowest = _lowest((document_hash(row, seed) for row in rows), counted + 1)
+        if counted >= len(lowest):
+            raise ValueError(f"{len(lowest)} different rows are too few to hold out {counted} of them and train on the rest")
     taken, bound = 0, 0.0
     for name, amount in sorted(wanted.items(), key=lambda item: isinstance(item[1], float)):
         if isinstance(amount, int):
@@ -107,3 +106,17 @@ def _by_hash(rows: Iterable[Row], wanted: dict[str, float | int], seed: int) -> 
         return next((name for bound, name in bounds if number < bound), "train")
 
     return place
+
+
+def _lowest(numbers: Iterable[float], count: int) -> list[float]:
+    """The `count` lowest of the different numbers, ascending; only so many are ever held."""
+    kept: list[float] = []  # a heap of the numbers with the other sign, the highest first
+    among: set[float] = set()
+    for number in numbers:
+        if number in among or (len(kept) == count and number >= -kept[0]):
+            continue
+        among.add(number)
+        heapq.heappush(kept, -number)
+        if len(kept) > count:
+            among.remove(-heapq.heappop(kept))
+    return sorted(among)

@@ -127,7 +127,8 @@ class MaskedObjective(Objective):
         if self.spec.pairs:
             return pair_samples(shards, self.spec.pairs, self.spec.length - 3)
         text, word = shards.column("text"), shards.column("word")
-        bins = pack(np.diff(text.offsets).tolist(), self.spec.length)
+        sizes = np.diff(text.offsets)
+        bins = pack(sizes, self.spec.length)
 
         def get(index: int) -> Sample:
             spans = [slice(int(text.offsets[d]), int(text.offsets[d + 1])) for d in bins[index]]
@@ -138,8 +139,7 @@ class MaskedObjective(Objective):
                 "index": np.array(index),
             }
 
-        lengths = np.array([sum(int(text.offsets[d + 1] - text.offsets[d]) for d in b) for b in bins])
-        return Samples(lengths, get)
+        return Samples(bins.sums(sizes), get)
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         drawn = [

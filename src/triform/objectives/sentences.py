@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,13 +49,15 @@ def pair_samples(shards: Shards, kind: str, room: int) -> Samples:
     of another document. Raises ValueError when no document has two sentences, and for "next" when but one has."""
     columns = [shards.column(name) for name in COLUMNS]
     offsets, begin = columns[0].offsets, columns[2].tokens
-    found: list[tuple[int, int, int]] = []
-    for number, (start, stop) in enumerate(pairwise(offsets.tolist())):
+    found = tuple(array("q") for _ in range(3))  # a list of numbers would take four times the memory
+    for number, (start, stop) in enumerate(pairwise(map(int, offsets))):
         bounds = [*(np.flatnonzero(begin[start:stop]) + start).tolist(), stop]
-        found += [(number, a, b) for a, b in spans(bounds, room)]
-    if not found:
+        for run in spans(bounds, room):
+            for column, value in zip(found, (number, *run), strict=True):
+                column.append(value)
+    if not found[0]:
         raise ValueError("objective.pairs: expected documents of two sentences or more, found none; set data.by to paragraph or file")
-    documents, starts, stops = (np.array(column, dtype=np.int64) for column in zip(*found, strict=True))
+    documents, starts, stops = (np.frombuffer(column, dtype=np.int64) for column in found)
     lengths = stops - starts
     if kind == "next" and documents[0] == documents[-1]:
         raise ValueError("objective.pairs: next needs sentences of another document, and there is but one; take order, or more documents")
