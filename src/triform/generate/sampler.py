@@ -30,6 +30,9 @@ class Guide(Protocol):
     def accept(self, token: int) -> None:
         """Hear which token was chosen."""
 
+    def copy(self) -> Guide:
+        """Another that goes on from here by itself."""
+
 
 class NoChoice(ValueError):
     """No token can be chosen for some of the rows; the states of all are as they were. `rows`: their numbers in the call."""
@@ -127,10 +130,7 @@ def choose(scores: Tensor, states: Sequence[State]) -> Choices:
     Raises NoChoice, a ValueError, where scores are not finite numbers or everything is barred.
     """
     scores = scores.float()
-    total = scores.logsumexp(-1)
-    if not bool((fine := total.isfinite()).all()):
-        broken = (~fine).nonzero()[:, 0].tolist()
-        raise NoChoice("the model's scores are not finite numbers; its weights may be damaged or its training may have diverged", broken)
+    total = log_totals(scores)
     groups = _groups(states)
     left = [remaining(scores if len(groups) == 1 else scores[rows], [states[row] for row in rows]) for rows in groups]
     best = [part.max(-1) for part, _ in left]
@@ -145,7 +145,7 @@ def choose(scores: Tensor, states: Sequence[State]) -> Choices:
         tokens[rows] = places if ids is None else ids.gather(-1, places[:, None])[:, 0]
     for state, token in zip(states, tokens.tolist(), strict=True):
         state.accept(token)
-    return Choices(tokens, scores.gather(-1, tokens[:, None])[:, 0] - total, _tops(scores, total, states))
+    return Choices(tokens, scores.gather(-1, tokens[:, None])[:, 0] - total, tops(scores, total, [state.sampling.top_log_probs for state in states]))
 
 
 def remaining(scores: Tensor, states: Sequence[State]) -> tuple[Tensor, Tensor | None]:
@@ -156,20 +156,35 @@ def remaining(scores: Tensor, states: Sequence[State]) -> tuple[Tensor, Tensor |
     """
     first = states[0]
     history = history_of(states, scores.device) if first.sampling.looks_back else None
-    changed = processed(scores, first.sampling, history, first.barred)
-    if any(state.guide is not None for state in states):
-        changed = changed.clone()
-        for row, state in zip(changed, states, strict=True):
-            if state.guide is not None:
-                state.guide.apply(row)
+    changed = guided(processed(scores, first.sampling, history, first.barred), [state.guide for state in states])
     return (changed, None) if first.sampling.greedy else candidates(changed, first.sampling)
 
 
-def processed(scores: Tensor, sampling: Sampling, history: History | None, barred: Collection[int] = frozenset()) -> Tensor:
+def log_totals(scores: Tensor) -> Tensor:
+    """The logarithm (R,) of the sum that turns exp(scores) (R, V) into probabilities. Raises NoChoice where it is not finite."""
+    total = scores.logsumexp(-1)
+    if not bool((fine := total.isfinite()).all()):
+        broken = (~fine).nonzero()[:, 0].tolist()
+        raise NoChoice("the model's scores are not finite numbers; its weights may be damaged or its training may have diverged", broken)
+    return total
+
+
+def guided(scores: Tensor, guides: Sequence[Guide | None]) -> Tensor:
+    """Scores (R, V) without the tokens that the rows' guides bar."""
+    if all(guide is None for guide in guides):
+        return scores
+    scores = scores.clone()
+    for row, guide in zip(scores, guides, strict=True):
+        if guide is not None:
+            guide.apply(row)
+    return scores
+
+
+def processed(scores: Tensor, sampling: Sampling, history: History | None, barred: frozenset[int] = frozenset()) -> Tensor:
     """Scores (R, V) after all that greedy search heeds as well: bias, penalties and bars."""
     vocab_size = scores.shape[-1]
-    if sampling.logit_bias:
-        scores = scores + _biases(sampling.logit_bias, vocab_size).to(scores.device)
+    if sampling.biases:
+        scores = scores + _biases(sampling.biases, vocab_size).to(scores.device)
     if history is not None:
         if sampling.repetition_penalty != 1:
             scores = processors.penalize(scores, history.counts(vocab_size) > 0, sampling.repetition_penalty)
@@ -182,7 +197,7 @@ def processed(scores: Tensor, sampling: Sampling, history: History | None, barre
             scores = processors.bar_sequences(scores, history, longer)
     alone = frozenset(word[0] for word in sampling.bad_words if isinstance(word, tuple) and len(word) == 1)
     if never := barred | alone if alone else barred:
-        scores = scores.index_fill(-1, _inside(frozenset(never), vocab_size).to(scores.device), -torch.inf)
+        scores = scores.index_fill(-1, _inside(never, vocab_size).to(scores.device), -torch.inf)
     return scores
 
 
@@ -223,13 +238,14 @@ def _groups(states: Sequence[State]) -> list[list[int]]:
     return list(found.values())
 
 
-def _tops(scores: Tensor, total: Tensor, states: Sequence[State]) -> list[tuple[tuple[int, float], ...]]:
-    most = min(max(state.sampling.top_log_probs for state in states), scores.shape[-1])
+def tops(scores: Tensor, total: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """The most probable tokens of each row of scores (R, V), as many as told, with their log-probabilities."""
+    most = min(max(counts), scores.shape[-1])
     if not most:
-        return [()] * len(states)
+        return [()] * len(counts)
     best = scores.topk(most)
-    pairs = zip(best.indices.tolist(), (best.values - total[:, None]).tolist(), states, strict=True)
-    return [tuple(zip(ids, values, strict=True))[: state.sampling.top_log_probs] for ids, values, state in pairs]
+    pairs = zip(best.indices.tolist(), (best.values - total[:, None]).tolist(), counts, strict=True)
+    return [tuple(zip(ids, values, strict=True))[:count] for ids, values, count in pairs]
 
 
 @lru_cache(maxsize=64)

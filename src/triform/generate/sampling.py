@@ -48,7 +48,7 @@ class Beams:
 
     def __post_init__(self) -> None:
         _whole("num_beams", self.num_beams, 2, "; without beams, leave `search` out")
-        _number("length_penalty", self.length_penalty, -math.inf, math.inf, "; 1 is the mean log-probability, 0 the sum")
+        _number("length_penalty", self.length_penalty, -50, 50, "; 1 is the mean log-probability, 0 the sum")
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f'early_stopping: expected True, False or "never", got {self.early_stopping!r}')
         _whole("num_return_sequences", self.num_return_sequences, 1, "; at most num_beams", self.num_beams + 1)
@@ -145,8 +145,8 @@ class Sampling:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         if isinstance(self.seed, list):
             object.__setattr__(self, "seed", tuple(self.seed))
-        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
-        object.__setattr__(self, "logit_bias", tuple(tuple(pair) for pair in pairs))
+        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else dict(self.logit_bias).items()
+        object.__setattr__(self, "logit_bias", tuple(pairs))
         words = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
         object.__setattr__(self, "bad_words", tuple(tuple(word) if isinstance(word, list) else word for word in words))
 
@@ -154,10 +154,10 @@ class Sampling:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop: expected texts of at least one character, got {text!r}; leave it out")
-        for pair in self.logit_bias:
-            _whole("logit_bias", pair[0], 0, " as a token's id")
-            if pair[1] != -math.inf:
-                _number("logit_bias", pair[1], -math.inf, math.inf, f" for the token {pair[0]}")
+        for token, bias in self.biases:
+            _whole("logit_bias", token, 0, " as a token's id")
+            if bias != -math.inf:
+                _number("logit_bias", bias, -math.inf, math.inf, f" for the token {token}; -inf bars it")
         for word in self.bad_words:
             if not isinstance(word, str | tuple) or not word:
                 raise ValueError(f"bad_words: expected texts or sequences of ids, none of them empty, got {word!r}")
@@ -171,6 +171,12 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature < _COLDEST
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """The pairs of `logit_bias`."""
+        assert isinstance(self.logit_bias, tuple)
+        return self.logit_bias
 
     @property
     def looks_back(self) -> bool:

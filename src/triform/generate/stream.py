@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from triform.text import Tokenizer
 
@@ -26,6 +27,12 @@ class TextStream:
         self._ids = [i for i in context if i not in self._special]
         self._known = len(self._ids)
         self._released = 0
+
+    def copy(self) -> TextStream:
+        """Another that goes on from here by itself."""
+        new = copy(self)
+        new._ids = list(self._ids)
+        return new
 
     def push(self, token: int) -> str:
         """The text that one more token makes certain, often the empty text."""

@@ -33,6 +33,10 @@ class Growing:
         if self.key is not None and self.value is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 
+    def exchange(self, rows: Tensor, since: int) -> None:
+        """Give each row the tokens of another (B,), which has the same as it in the first `since` places."""
+        self.reorder(rows)
+
 
 class Preallocated(Growing):
     """The same in a buffer of `capacity` tokens taken at the first pass, so that a step copies only what is new."""
@@ -54,6 +58,19 @@ class Preallocated(Growing):
     def reorder(self, rows: Tensor) -> None:
         if self.key is not None and self.value is not None:
             self.key, self.value = self._copied(self.key, rows), self._copied(self.value, rows)
+
+    def exchange(self, rows: Tensor, since: int) -> None:
+        for buffer in (self.key, self.value):
+            if buffer is not None:
+                buffer[:, :, since : self.length] = buffer[rows, :, since : self.length]
+
+    def take(self, choices: Tensor, past: int) -> None:
+        """Keep of the tokens at places from `past` on one of each row, (B,), counted from there."""
+        rows = torch.arange(len(choices), device=choices.device)
+        for buffer in (self.key, self.value):
+            if buffer is not None:
+                buffer[:, :, past] = buffer[rows, :, past + choices]
+        self.length = past + 1
 
     def _copied(self, buffer: Tensor, rows: Tensor) -> Tensor:
         """A buffer with these rows, copied as far as it is filled."""
@@ -105,9 +122,12 @@ class Cache:
     `windowed=False`. Rows of a batch are padded on the left when windows are kept.
 
     spans: a cache whose rows go on independently says here whose tokens those of the coming pass are.
+    alternatives: whether the tokens of the coming pass are all for the next place of their row, and see nothing of one
+    another; `take` keeps one of them.
     """
 
     spans: Sequence[Span] = ()
+    alternatives: bool = False
 
     def __init__(self, layers: list[Growing], crosses: list[Growing], windowed: bool) -> None:
         self.layers, self.crosses, self.windowed = layers, crosses, windowed
@@ -156,6 +176,9 @@ class Cache:
         Raises ValueError, and changes nothing, where they do not fit.
         """
         self._check(new, mask)
+        if self.alternatives:
+            self.length += new
+            return self._next(self.length - new, device).expand(-1, new)
         if mask is None and self.seen is None:
             self.length += new
             return torch.arange(self.length - new, self.length, device=device)[None]
@@ -187,12 +210,44 @@ class Cache:
 
     def keys(self, window: int | None, new: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Positions (B or 1, S) and what is seen (B, S) of the keys that a layer with this window returns."""
+        if self.alternatives:
+            return self._keys_of_alternatives(new, device)
         kept = self.length
         if window is not None and self.windowed:
             kept = min(self.length - new, window - 1) + new
         if self.seen is None or self.positions is None:
             return torch.arange(self.length - kept, self.length, device=device)[None], None
         return self.positions[:, self.length - kept :], self.seen[:, self.length - kept :]
+
+    def _next(self, past: int, device: torch.device) -> Tensor:
+        """The position (B or 1, 1) of each row's token after `past` places."""
+        return torch.tensor([[past]], device=device) if self.count is None else self.count
+
+    def _keys_of_alternatives(self, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The same as `keys`, but what is seen is told for each query, (B or 1, T, S)."""
+        past = self.length - new
+        before = torch.arange(past, device=device)[None] if self.positions is None else self.positions
+        seen = torch.ones(1, past, dtype=torch.bool, device=device) if self.seen is None else self.seen
+        own = torch.eye(new, dtype=torch.bool, device=device).expand(len(seen), -1, -1)
+        at = torch.cat((before, self._next(past, device).expand(-1, new)), dim=1)
+        return at, torch.cat((seen[:, None].expand(-1, new, -1), own), dim=2)
+
+    def take(self, choices: Tensor, among: int) -> None:
+        """Keep of the `among` alternatives of the last pass one of each row, by its number (B,); no layer may keep a window alone."""
+        past = self.length - among
+        for store in self.layers:
+            assert isinstance(store, Preallocated)
+            store.take(choices, past)
+        if self.seen is not None and self.positions is not None and self.count is not None:
+            self.seen = torch.cat((self.seen, torch.ones_like(self.seen[:, :1])), dim=1)
+            self.positions = torch.cat((self.positions, self.count), dim=1)
+            self.count = self.count + 1
+        self.length, self.alternatives = past + 1, False
+
+    def exchange(self, rows: Tensor, since: int) -> None:
+        """Give each row the tokens of another (B,), which has the same as it in the first `since` places, and the same memory."""
+        for store in self.layers:
+            store.exchange(rows, since)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the batch rows (B',) named, in that order (beam search, finished rows)."""

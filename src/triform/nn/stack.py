@@ -209,7 +209,7 @@ class Stack(nn.Module):
         distance = keys_at[:, None, :] - at[:, :, None]
         mask = visible(attention, distance, layout.prefix)
         if keys_seen is not None:
-            mask = mask & keys_seen[:, None, :]
+            mask = mask & (keys_seen if keys_seen.ndim == 3 else keys_seen[:, None, :])
         if layout.documents is not None:
             mask = mask & (layout.documents[:, None, :] == layout.documents[:, :, None])
         mask = mask[:, None]
