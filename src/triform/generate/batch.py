@@ -162,7 +162,7 @@ def _take(row: Row, token: int, log_prob: float, top: tuple[tuple[int, float], .
     if row.state.sampling.top_log_probs:
         run.tops.append(top)
     row.tokens.append(token)
-    reason: FinishReason | None = "stop" if at_end else "length" if len(run.ids) >= row.room else None
+    reason: FinishReason | None = "stop" if at_end or row.state.complete else "length" if len(run.ids) >= row.room else None
     piece = ""
     if row.stream is not None:
         piece = "" if at_end else row.stream.push(token)

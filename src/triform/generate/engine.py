@@ -20,6 +20,7 @@ from triform.text import Tokenizer
 from triform.text.framing import decoder_start
 
 from .batch import Batch
+from .constrained import Matcher
 from .forms import Module, check_ids, expect, longest
 from .requests import Event, Full, Request, Ticket
 from .runner import Runner
@@ -190,7 +191,12 @@ def row_of(net: Transformer, tokenizer: Tokenizer | None, ticket: Ticket, slots:
     barred = set(request.barred)
     if tokenizer is not None:
         barred |= unknown(spec, tokenizer)
-    state = State(sampling, prompt, eos=frozenset(eos), barred=frozenset(barred))
+    if sampling.constraint is not None and tokenizer is None:
+        raise ValueError("constraint: expected an engine with a tokenizer, as it is kept by the text that tokens make")
+    guide = None
+    if sampling.constraint is not None and tokenizer is not None:
+        guide = Matcher(sampling.constraint, tokenizer, eos, () if encodes else ids)
+    state = State(sampling, prompt, eos=frozenset(eos), barred=frozenset(barred), guide=guide)
     # The last token needs no place, as it is not read again.
     row = Row(ticket, prompt, ids if encodes else (), state, min(room, slots.capacity + 1 - len(prompt)))
     row.eos = frozenset(eos)

@@ -24,6 +24,10 @@ _DRAWS = 128  # random numbers that a row draws at once
 class Guide(Protocol):
     """What allows and bars tokens of one row, step by step (constrained output)."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow, so that the row ends."""
+
     def apply(self, scores: Tensor) -> None:
         """Put -inf into scores (V,), in place, where a token is not allowed now."""
 
@@ -81,6 +85,11 @@ class State:
     def barred(self) -> frozenset[int]:
         """The tokens that are not to be chosen now, whatever was before."""
         return self._short if self.made < self.sampling.min_new_tokens else self._open
+
+    @property
+    def complete(self) -> bool:
+        """Whether the row ends, as its guide lets nothing follow."""
+        return self.guide is not None and self.guide.complete
 
     @property
     def ids(self) -> Tensor:

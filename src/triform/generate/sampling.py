@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from .constrained import Constraint
+
 _COLDEST = 1e-5  # a lower temperature is greedy: dividing by it would overflow
 
 
@@ -93,6 +95,7 @@ class Sampling:
     seed: row i of a call draws from `seed + i`, or from the i-th of several seeds, whatever the other rows are; None:
         from torch's global generator.
     top_log_probs: tell the log-probabilities of so many of the most probable tokens at each step.
+    constraint: what the whole text must be: a `JsonSchema`, a `Regex`, or `OneOf` several texts.
     search: `Beams` or `Contrastive`; None goes on with one token a row at a time.
 
     Greedy search heeds the penalties and bars too. Applied in the order logit bias, repetition, presence and frequency
@@ -116,6 +119,7 @@ class Sampling:
     seed: int | tuple[int, ...] | None = None
     min_new_tokens: int = 0
     top_log_probs: int = 0
+    constraint: Constraint | None = None
     search: Beams | Contrastive | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +140,8 @@ class Sampling:
             if getattr(self, name) == 0:
                 raise ValueError(f"{name}: expected a number above 0, got 0; 1 changes nothing")
         self._check_tokens()
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise ValueError(f"constraint: expected a JsonSchema, a Regex or a OneOf, got {type(self.constraint).__name__}")
         if self.search is not None and not isinstance(self.search, Beams | Contrastive):
             raise ValueError(f"search: expected Beams, Contrastive or None, got {self.search!r}; Sampling.preset knows some by name")
         if isinstance(self.search, Contrastive) and not self.greedy:
@@ -209,7 +215,7 @@ class Sampling:
         return cls(**(PRESETS[name] | changes))
 
 
-_FOR_ONE_ROW = frozenset({"max_new_tokens", "min_new_tokens", "stop", "seed", "top_log_probs", "search"})
+_FOR_ONE_ROW = frozenset({"max_new_tokens", "min_new_tokens", "stop", "seed", "top_log_probs", "search", "constraint"})
 
 PRESETS: dict[str, dict[str, Any]] = {
     "greedy": {},
