@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from .requests import Event, FinishReason
@@ -95,13 +96,15 @@ class Batch:
         rows = [row for row in scheduler.rows.values() if not row.encoded]
         new: list[Row] = []
         for row in sorted(rows, key=lambda row: row.ticket.submitted_at):
-            same = [slot for slot, ids in enumerate(scheduler.sources) if len(ids) == len(row.source) and (ids == row.source).all()]
+            same = [slot for slot, ids in enumerate(scheduler.sources) if np.array_equal(ids, row.source)]
             if same:
                 if row.slot not in same:
                     self.slots.copy_memory(same[0], row.slot)
                 row.encoded = True
                 scheduler.sources[row.slot] = row.source
                 scheduler.hits, row.ticket.reused = scheduler.hits + 1, len(row.source)
+            elif any(np.array_equal(row.source, other.source) for other in new):
+                continue  # until it has been read for the other
             elif not new or (len(new) + 1) * max(len(row.source), *(len(other.source) for other in new)) <= scheduler.chunk:
                 new.append(row)
         if not new:

@@ -92,6 +92,7 @@ class Engine:
         self._inbox: deque[Row] = deque()
         self._change = Condition()
         self._closing = self._stopped = False
+        self._idle = True
         self._thread = Thread(target=self._run, name="triform-engine", daemon=True)
         self._thread.start()
 
@@ -133,7 +134,7 @@ class Engine:
         with self._change:
             self._closing = True
             if drain:
-                self._change.wait_for(lambda: self._stopped or not (self._inbox or self.batch.scheduler.busy), timeout)
+                self._change.wait_for(lambda: self._stopped or (self._idle and not self._inbox), timeout)
             self._stopped = True
             self._change.notify_all()
         self._thread.join()
@@ -155,8 +156,11 @@ class Engine:
         with torch.inference_mode():
             while True:
                 with self._change:
-                    self._change.notify_all()  # for who waits until all have ended
-                    self._change.wait_for(lambda: self._stopped or self._inbox or batch.scheduler.busy)
+                    self._idle = not batch.scheduler.busy
+                    if self._idle:
+                        self._change.notify_all()  # for who waits until all have ended
+                    self._change.wait_for(lambda: self._stopped or self._inbox or not self._idle)
+                    self._idle = False
                     while self._inbox:
                         batch.add(self._inbox.popleft())
                     if self._stopped:
@@ -181,6 +185,9 @@ def row_of(net: Transformer, tokenizer: Tokenizer | None, ticket: Ticket, slots:
     check_ids([ids], stack)
     if encodes and spec.decoder is not None:
         check_ids([prompt], spec.decoder)
+    assert isinstance(spec.last.input, config.Tokens)
+    if any(token >= spec.last.input.vocab_size for token, _ in sampling.biases):
+        raise ValueError(f"logit_bias: expected ids below the model's {spec.last.input.vocab_size:,} tokens")
     room = room_of(spec, len(ids), len(prompt), sampling.max_new_tokens)
     if (encodes and len(ids) > slots.source_capacity) or len(prompt) > slots.capacity:
         most = slots.source_capacity if encodes else slots.capacity

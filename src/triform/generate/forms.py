@@ -54,6 +54,8 @@ def longest(stack: config.Stack | None) -> int | None:
 def check_ids(rows: Sequence[Sequence[int]], stack: config.Stack) -> None:
     """Raise ValueError if a token is none of the model's, which happens with another model's tokenizer."""
     assert isinstance(stack.input, config.Tokens)
+    if (lowest := min((min(row) for row in rows if row), default=0)) < 0:
+        raise ValueError(f"expected ids of tokens, from 0 on, got {lowest}")
     highest = max((max(row) for row in rows if row), default=-1)
     if highest >= stack.input.vocab_size:
         size = stack.input.vocab_size
