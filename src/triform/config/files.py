@@ -1,13 +1,27 @@
-"""Writing a file so that a failure leaves the old one."""
+"""Writing a file so that a failure leaves the old one, and the folder where what can be made again is kept."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """$TRIFORM_CACHE, or `triform` in the platform's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
+    if os.environ.get("TRIFORM_CACHE"):
+        return Path(os.environ["TRIFORM_CACHE"]).expanduser()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]).expanduser() / "triform"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "triform"
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "triform" / "Cache"
+    return Path.home() / ".cache" / "triform"
 
 
 @contextmanager

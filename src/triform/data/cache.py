@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -16,20 +15,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from triform.config.files import cache_folder as cache_folder
+
 _LARGEST_MEMBER = 256 * 2**20
-
-
-def cache_folder() -> Path:
-    """$TRIFORM_CACHE, or `triform` in the platform's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    if os.environ.get("TRIFORM_CACHE"):
-        return Path(os.environ["TRIFORM_CACHE"]).expanduser()
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]).expanduser() / "triform"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "triform"
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"]) / "triform" / "Cache"
-    return Path.home() / ".cache" / "triform"
 
 
 def file_hash(path: Path) -> str:
