@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -12,51 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from parity.cases import CASES, inputs, saved
-from parity.cases import reference as still
-from torch import Tensor
+from parity.cases import CASES
+from parity.lively import BOTH, DECODERS, START, batch, loaded, reference, upto
 from transformers import GenerationConfig
 
 from triform import hub
 from triform.generate import Sampling, generate, generate_ids
 from triform.text import framing, train_tokenizer
 
-DECODERS = [
-    "gpt2", "llama", "llama-tied-biases", "llama-3.1", "llama-yarn", "mistral", "mixtral", "mixtral-windows", "qwen2", "qwen2-windows",
-    "qwen3", "qwen3-experts", "qwen3-experts-windows", "gemma3",
-]  # fmt: skip
-BOTH = ["t5", "t5-1.1", "mt5", "switch", "bart", "marian", "pegasus"]
 NEW = 30
 FORCED = 7  # the token that is forced to come first where an encoder-decoder has one
-START = 2
 PENALTY = 5.0  # for encoder-decoders, as a random one says but one token else
-
-
-@lru_cache(maxsize=None)
-def reference(name: str) -> tuple[Any, Path]:
-    """A case's reference whose layers weigh far more than its token table, and the folder that it saved itself to.
-
-    With layers of little weight a model says its last token again and again, where the table is the output matrix too.
-    """
-    model = deepcopy(still(name)[0])
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for key, tensor in model.named_parameters():
-            if tensor.ndim > 1 and any(part in key for part in (".layers.", ".block.", ".h.")):
-                tensor.add_(0.6 * torch.randn_like(tensor))
-    folder = saved(model)
-    model.generation_config = GenerationConfig()  # what is None in a call's settings is taken from here
-    return model, folder
-
-
-def batch(name: str) -> tuple[Tensor, Tensor]:
-    """Three prompts of 12, 7 and 9 tokens, (3, 12) ids and mask: padded on the left for a decoder, on the right for an encoder."""
-    rows = [inputs(length, seed=4)[0] for length in (12, 7, 9)]
-    ids, mask = torch.zeros(3, 12, dtype=torch.long), torch.zeros(3, 12, dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        place = slice(0, len(tokens)) if CASES[name].form == "both" else slice(12 - len(tokens), 12)
-        ids[row, place], mask[row, place] = tokens, 1
-    return ids, mask
 
 
 def theirs(name: str, ends: list[int], *, least: int = 0, forced: int | None = None) -> list[list[int]]:
@@ -69,17 +34,7 @@ def theirs(name: str, ends: list[int], *, least: int = 0, forced: int | None = N
     how |= {"decoder_start_token_id": START, "repetition_penalty": PENALTY} if CASES[name].form == "both" else {}
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**how))
     made = out[:, 1 + begin if CASES[name].form == "both" else ids.shape[1] :].tolist()
-    return [_upto(row, ends) for row in made]
-
-
-def _upto(row: list[int], ends: list[int]) -> list[int]:
-    last = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
-    return row[: last + 1]
-
-
-@lru_cache(maxsize=None)
-def loaded(name: str) -> Any:
-    return hub.load_public(reference(name)[1])
+    return [upto(row, ends) for row in made]
 
 
 def ours(
@@ -101,7 +56,7 @@ def free(name: str) -> list[list[int]]:
 def two_ends(rows: list[list[int]]) -> list[int]:
     """Two tokens at which rows would end, late enough and each in a place where the other would not."""
     for first, second in product(dict.fromkeys(rows[0][4:]), dict.fromkeys(rows[1][4:])):
-        lengths = [[len(_upto(row, ends)) for row in rows] for ends in ([first], [second], [first, second])]
+        lengths = [[len(upto(row, ends)) for row in rows] for ends in ([first], [second], [first, second])]
         if lengths[2] not in lengths[:2] and max(lengths[2]) > 4:
             return [first, second]
     raise AssertionError("a model that repeats itself shows little")
@@ -190,9 +145,9 @@ def test_a_folders_settings_are_heeded(name: str, settings: dict[str, Any], tmp_
     read = [torch.tensor([ids]) for ids in _read(tokenizer, both)]
     rows = [generate_ids(model, ids, None, sampling, start=first, barred=unknown)[0].ids for ids in read]
     ends = two_ends(rows)
-    assert made(ends) == [_upto(row, ends) for row in rows]
-    assert made(ends[:1]) != [_upto(row, ends) for row in rows]
-    assert not both or made(ends, start=8) != [_upto(row, ends) for row in rows]
+    assert made(ends) == [upto(row, ends) for row in rows]
+    assert made(ends[:1]) != [upto(row, ends) for row in rows]
+    assert not both or made(ends, start=8) != [upto(row, ends) for row in rows]
     without = [generate_ids(model, ids, None, sampling, start=first)[0].ids for ids in read]
     assert max(map(max, without)) in unknown, "the ids that only the model has were never the best"
 

@@ -3,9 +3,10 @@
 from .classify import Judgement, classify, embed
 from .fill import Candidate, Filled, fill
 from .forms import use_of
+from .requests import TokenRun
 from .sampler import Choices, NoChoice, State, choose
 from .sampling import Beams, Contrastive, Sampling
-from .search import Conversation, Generation, TokenRun, generate, generate_ids
+from .search import Conversation, Generation, generate, generate_ids
 from .stream import TextStream
 
 __all__ = [

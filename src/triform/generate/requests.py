@@ -67,6 +67,7 @@ class TokenRun:
     log_probs: of each token, in nats, as the model gave it.
     tops: at each step the most probable tokens with their log-probabilities, as many as `sampling.top_log_probs`.
     text: without special tokens and stop string, where there is a tokenizer.
+    score: what beam search ranks by.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -74,6 +75,7 @@ class TokenRun:
     finish_reason: FinishReason = "length"
     tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     text: str = ""
+    score: float | None = None
 
 
 class Ticket:

@@ -154,7 +154,8 @@ def choose(scores: Tensor, states: Sequence[State]) -> Choices:
         tokens[rows] = places if ids is None else ids.gather(-1, places[:, None])[:, 0]
     for state, token in zip(states, tokens.tolist(), strict=True):
         state.accept(token)
-    return Choices(tokens, scores.gather(-1, tokens[:, None])[:, 0] - total, tops(scores, total, [state.sampling.top_log_probs for state in states]))
+    told = tops(scores, total, [state.sampling.top_log_probs for state in states])
+    return Choices(tokens, scores.gather(-1, tokens[:, None])[:, 0] - total, told)
 
 
 def remaining(scores: Tensor, states: Sequence[State]) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,8 @@ import torch
 
 from .constrained import Constraint
 
+Preset = Literal["greedy", "beam", "sampling", "contrastive"]
+
 _COLDEST = 1e-5  # a lower temperature is greedy: dividing by it would overflow
 
 
@@ -96,7 +98,8 @@ class Sampling:
         from torch's global generator.
     top_log_probs: tell the log-probabilities of so many of the most probable tokens at each step.
     constraint: what the whole text must be: a `JsonSchema`, a `Regex`, or `OneOf` several texts.
-    search: `Beams` or `Contrastive`; None goes on with one token a row at a time.
+    search: `Beams` or `Contrastive`; None goes on with one token a row at a time. Or one of ChatLM-mini-Chinese's named
+        searches, "greedy", "beam", "sampling" or "contrastive": each field that has its default takes the value of `PRESETS`.
 
     Greedy search heeds the penalties and bars too. Applied in the order logit bias, repetition, presence and frequency
     penalties, n-grams, bad words, least length, then temperature, top-k, top-p, min-p, typical-p, as transformers does
@@ -120,10 +123,12 @@ class Sampling:
     min_new_tokens: int = 0
     top_log_probs: int = 0
     constraint: Constraint | None = None
-    search: Beams | Contrastive | None = None
+    search: Beams | Contrastive | Preset | None = None
 
     def __post_init__(self) -> None:
         self._make_hashable()
+        if isinstance(self.search, str):
+            self._fill_in(self.search)
         _whole("max_new_tokens", self.max_new_tokens, 1)
         _whole("min_new_tokens", self.min_new_tokens, 0, f"; max_new_tokens is {self.max_new_tokens}", self.max_new_tokens + 1)
         _whole("top_k", self.top_k, 0, "; 0 keeps every token")
@@ -143,7 +148,7 @@ class Sampling:
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise ValueError(f"constraint: expected a JsonSchema, a Regex or a OneOf, got {type(self.constraint).__name__}")
         if self.search is not None and not isinstance(self.search, Beams | Contrastive):
-            raise ValueError(f"search: expected Beams, Contrastive or None, got {self.search!r}; Sampling.preset knows some by name")
+            raise ValueError(f"search: expected Beams, Contrastive or None, got {self.search!r}")
         if isinstance(self.search, Contrastive) and not self.greedy:
             raise ValueError(f"temperature: expected 0 with contrastive search, which draws nothing, got {self.temperature}")
 
@@ -155,6 +160,14 @@ class Sampling:
         object.__setattr__(self, "logit_bias", tuple(pairs))
         words = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
         object.__setattr__(self, "bad_words", tuple(tuple(word) if isinstance(word, list) else word for word in words))
+
+    def _fill_in(self, name: str) -> None:
+        if name not in PRESETS:
+            raise ValueError(f"search: expected Beams, Contrastive or one of {', '.join(PRESETS)}, got {name!r}")
+        object.__setattr__(self, "search", None)
+        for field, value in PRESETS[name].items():
+            if getattr(self, field) == getattr(Sampling, field):
+                object.__setattr__(self, field, value)
 
     def _check_tokens(self) -> None:
         for text in self.stop:
@@ -203,16 +216,6 @@ class Sampling:
             return list(self.seed)
         first = int(torch.randint(2**62, ())) if self.seed is None and not self.greedy else self.seed or 0
         return [first + row for row in range(rows)]
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> Sampling:
-        """One of the searches of ChatLM-mini-Chinese, "greedy", "beam", "sampling" or "contrastive", with changes to its fields.
-
-        Raises ValueError for another name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"search: expected one of {', '.join(PRESETS)}, got {name!r}")
-        return cls(**(PRESETS[name] | changes))
 
 
 _FOR_ONE_ROW = frozenset({"max_new_tokens", "min_new_tokens", "stop", "seed", "top_log_probs", "search", "constraint"})
