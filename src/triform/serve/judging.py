@@ -1,0 +1,90 @@
+"""The models that judge: /v1/embeddings, /v1/moderations, /v1/classify, /v1/fill-mask."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from .errors import ServeError, bad
+from .models import Judge
+from .requests import EmbeddingRequest, FillRequest, TextsRequest
+from .responses import Classified, Embeddings, FilledTexts, Moderations
+from .state import record_of, state_of, unless_gone
+
+router = APIRouter(tags=["judge"])
+
+
+async def _judged(request: Request, judge: Judge, given: str | Sequence[str], **options: Any) -> tuple[list[Any], dict[str, int]]:
+    """What a model says of each text, and the tokens that it read. Raises ServeError 400 for texts that it does not take."""
+    state, record = state_of(request), record_of(request)
+    texts = [given] if isinstance(given, str) else list(given)
+    record.model = judge.name
+    if not 1 <= len(texts) <= state.settings.texts:
+        raise bad(f"input: expected 1 to {state.settings.texts} texts, got {len(texts)}", "input")
+    if state.settings.log_prompts:
+        record.written["input"] = texts
+    lengths = await unless_gone(request, state.aside(judge.count, texts))
+    limit = min(filter(None, (judge.prompt_tokens, state.settings.prompt_tokens)))
+    if max(lengths) > limit:
+        number = lengths.index(max(lengths))
+        message = f"input: text {number} has {max(lengths):,} tokens, and at most {limit:,} are taken; shorten or part it"
+        raise bad(message, "input", "context_length_exceeded")
+    record.prompt_tokens = sum(lengths)
+    found = await unless_gone(request, judge(texts, **options))
+    return found, {"prompt_tokens": sum(lengths), "completion_tokens": 0, "total_tokens": sum(lengths)}
+
+
+@router.post("/v1/embeddings", response_model=Embeddings)
+async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    """Texts as vectors."""
+    judge = state_of(request).models.of_use(body.model, "embed")
+    found, usage = await _judged(request, judge, body.input)
+    width = len(found[0])
+    if body.dimensions not in (None, width):
+        raise bad(f"dimensions: expected {width}, the width of this model's vectors, or nothing, got {body.dimensions}", "dimensions")
+    rows = [vector.numpy().astype("<f4") for vector in found]
+    if not all(np.isfinite(row).all() for row in rows):
+        raise ServeError(500, "the model gave vectors that are no numbers; its weights may be damaged", code="not_finite")
+    told = [base64.b64encode(row.tobytes()).decode() if body.encoding_format == "base64" else row.tolist() for row in rows]
+    data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(told)]
+    return JSONResponse({"object": "list", "data": data, "model": judge.name, "usage": usage})
+
+
+@router.post("/v1/classify", response_model=Classified)
+async def classify(body: TextsRequest, request: Request) -> Response:
+    """The labels of texts."""
+    judge = state_of(request).models.of_use(body.model, "classify")
+    found, usage = await _judged(request, judge, body.input)
+    return JSONResponse({"object": "list", "model": judge.name, "results": [asdict(one) for one in found], "usage": usage})
+
+
+@router.post("/v1/moderations", response_model=Moderations)
+async def moderations(body: TextsRequest, request: Request) -> Response:
+    """The labels of texts by the classifier named with --moderation. Every label but the first is a category to flag."""
+    models = state_of(request).models
+    if models.moderator is None:
+        raise ServeError(404, "no model moderates here; name a classifier: triform serve … --moderation PATH", code="model_not_found")
+    judge = models.find(models.moderator)
+    assert isinstance(judge, Judge)
+    found, _ = await _judged(request, judge, body.input)
+    results = []
+    for one in found:
+        scores = dict(list(one.scores.items())[1:])
+        categories = {label: label == one.label for label in scores}
+        results.append({"flagged": any(categories.values()), "categories": categories, "category_scores": scores})
+    return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": judge.name, "results": results})
+
+
+@router.post("/v1/fill-mask", response_model=FilledTexts)
+async def fill_mask(body: FillRequest, request: Request) -> Response:
+    """Texts with every [MASK] filled, and what else could stand there."""
+    judge = state_of(request).models.of_use(body.model, "fill")
+    found, usage = await _judged(request, judge, body.input, top=body.top)
+    return JSONResponse({"object": "list", "model": judge.name, "results": [asdict(one) for one in found], "usage": usage})

@@ -1,0 +1,216 @@
+"""The models that are served, each with what runs it: the engine for one that generates, a batcher for one that judges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from triform import generate, hub
+from triform.generate.engine import Engine
+from triform.generate.forms import longest
+from triform.text import Tokenizer
+from triform.text.framing import judged, prompts, source
+
+from .batcher import Batcher
+from .errors import ServeError, bad
+from .tokens import TokenTexts
+from .tools import Dialect, dialect
+
+_PLACES = {
+    "generate": "/v1/chat/completions or /v1/completions",
+    "embed": "/v1/embeddings",
+    "classify": "/v1/classify",
+    "fill": "/v1/fill-mask",
+}
+
+
+class Served:
+    """A model under the name that requests call it by."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer) -> None:
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.created = int(time.time())
+        self.labels: list[str] | None = None
+
+    @property
+    def use(self) -> str:
+        """What it is for, as `generate.use_of` says."""
+        return generate.use_of(self.model.config) or ""
+
+    @property
+    def form(self) -> str:
+        """encoder-only, decoder-only or encoder-decoder."""
+        return str(self.model.config.form)
+
+
+class Writer(Served):
+    """A model that generates, behind an engine."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, engine: Engine) -> None:
+        super().__init__(name, model, tokenizer)
+        self.engine = engine
+        self.texts = TokenTexts(tokenizer)
+        self.tools: Dialect | None = dialect(tokenizer)
+        slots, encodes = engine.batch.slots, model.config.encoder is not None
+        limits = (slots.source_capacity if encodes else slots.capacity, longest(model.config.encoder if encodes else model.config.decoder))
+        self.prompt_tokens = min(limit for limit in limits if limit is not None)
+
+    @property
+    def chats(self) -> bool:
+        """Whether it answers conversations: by its chat template, or the last message by an encoder-decoder."""
+        return self.tokenizer.chat_template is not None or self.form == "encoder-decoder"
+
+    def read_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of prompts. Names of special tokens in them are those tokens."""
+        if self.form == "encoder-decoder":
+            return [source(self.tokenizer, ids) for ids in self.tokenizer.encode_batch(texts)]
+        return prompts(self.tokenizer, texts)
+
+    def read_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, variables: Mapping[str, Any]) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins."""
+        if self.tokenizer.chat_template is not None:
+            return self.tokenizer.encode_chat(messages, tools=tools, **variables)
+        if self.form != "encoder-decoder":
+            raise bad(f"{self.name} has no chat template; ask /v1/completions, or serve a model made for chat", "model")
+        if messages[-1]["role"] != "user":
+            raise bad("messages: expected the last to be the user's, as this model answers it alone", "messages")
+        content = messages[-1].get("content") or ""
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return source(self.tokenizer, self.tokenizer.encode(text, plain=True))
+
+    def gauges(self) -> dict[str, float]:
+        """The engine's figures of the moment."""
+        stats = self.engine.stats()
+        names = ("running", "waiting", "slots", "slots_used", "cache_tokens", "cache_tokens_used", "prefix_hits")
+        return {name: float(getattr(stats, name)) for name in names}
+
+    def close(self) -> None:
+        """End the engine; what still runs is cancelled."""
+        self.engine.close(drain=False, timeout=10)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a batch of texts is asked for."""
+
+    top: int = 0
+
+
+class Judge(Served):
+    """A model that judges, embeds or fills in, behind a batcher.
+
+    task: what is known of it (see `hub.task`): the names of labels, and the length that texts were cut to in training.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, task: Mapping[str, Any], *, queue: int = 1024) -> None:
+        super().__init__(name, model, tokenizer)
+        self.length: int | None = task.get("length")
+        if self.use == "classify":
+            self.labels = list(task.get("labels") or map(str, range(model.config.head.labels)))
+        self.batcher = Batcher(self._run, queue=queue)
+
+    @cached_property
+    def prompt_tokens(self) -> int | None:
+        """The longest text in tokens, those around it included; None where there is no limit."""
+        spec = self.model.config
+        limits = [self.length, self.tokenizer.length, longest(spec.encoder), longest(spec.decoder)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, those around it included."""
+        if self.use == "fill":
+            return list(map(len, self.tokenizer.encode_batch(texts, special=True)))
+        return [len(judged(self.tokenizer, ids)) for ids in self.tokenizer.encode_batch(texts, plain=True)]
+
+    async def __call__(self, texts: Sequence[str], *, top: int = 0) -> list[Any]:
+        """What the model says of each text: a `Judgement`, a vector, or a `Filled` with the `top` candidates of each mask."""
+        return await self.batcher(texts, _Asked(top))
+
+    def _run(self, texts: Sequence[Any], asked: _Asked) -> list[Any]:
+        if self.use == "fill":
+            return generate.fill(self.model, self.tokenizer, texts, asked.top)
+        if self.use == "embed":
+            return list(generate.embed(self.model, self.tokenizer, texts, length=self.length).unbind())
+        return generate.classify(self.model, self.tokenizer, texts, self.labels, length=self.length)
+
+    def gauges(self) -> dict[str, float]:
+        """Texts at work and texts that wait."""
+        return {"running": self.batcher.running, "waiting": self.batcher.waiting}
+
+    def close(self) -> None:
+        """Run what waits, and end."""
+        self.batcher.close()
+
+
+class Models:
+    """The models by name. moderator: the name of the classifier that /v1/moderations asks."""
+
+    def __init__(self, models: Iterable[Writer | Judge], moderator: str | None = None) -> None:
+        self.by_name: dict[str, Writer | Judge] = {}
+        for model in models:
+            if model.name in self.by_name:
+                raise ValueError(f"two models are named {model.name!r}; name them: triform serve first=PATH second=PATH")
+            self.by_name[model.name] = model
+        self.moderator = moderator
+        if moderator is not None and self.by_name[moderator].use != "classify":
+            raise ValueError(f"--moderation: expected a classifier, got a model for {self.by_name[moderator].use}")
+
+    def find(self, name: str | None) -> Writer | Judge:
+        """A model by name. Raises ServeError 404 for none."""
+        if name not in self.by_name:
+            known = ", ".join(self.by_name)
+            raise ServeError(404, f"no model is named {name!r}; served here: {known}", param="model", code="model_not_found")
+        return self.by_name[name]
+
+    def of_use(self, name: str | None, use: str) -> Any:
+        """A model for a use: the one named, or the first. Raises ServeError 404 where there is none, 400 for a model of another use."""
+        if name is None:
+            found = next((model for model in self.by_name.values() if model.use == use), None)
+            if found is None:
+                raise ServeError(404, f"no model served here can {use}", param="model", code="model_not_found")
+            return found
+        model = self.find(name)
+        if model.use != use:
+            raise bad(f"{name} cannot {use}; ask it at {_PLACES[model.use]}", "model", "wrong_model")
+        return model
+
+    def gauges(self) -> dict[str, dict[str, float]]:
+        """Every model's figures of the moment."""
+        return {name: model.gauges() for name, model in self.by_name.items()}
+
+    def close(self) -> None:
+        """End all of them."""
+        for model in self.by_name.values():
+            model.close()
+
+
+def open_model(place: str, name: str | None = None, *, queue: int = 256, **engine: Any) -> Writer | Judge:
+    """Load a model from a path or a name (see `hub.locate`), and make it ready to serve.
+
+    name: what requests call it by; left out, the last part of its place, or the part before it where that is "model" (a run's folder).
+    queue: requests, or texts, that may wait. engine: what `Engine` takes besides. Raises ValueError for a model that cannot be served.
+    """
+    path = hub.locate(place)
+    model, tokenizer = hub.load(path)
+    if tokenizer is None:
+        raise ValueError(f"{path}: expected the model's tokenizer beside it, found none; put tokenizer.json there")
+    name = name or name_of(place, path)
+    use = generate.use_of(model.config)
+    if use == "generate":
+        return Writer(name, model, tokenizer, Engine(model, tokenizer, queue=queue, **engine))
+    if use not in _PLACES:
+        head = getattr(model.config, "head", None)
+        raise ValueError(f"{path}: this {model.config.form} model with the head {type(head).__name__} cannot be served")
+    return Judge(name, model, tokenizer, hub.task(path) if path.is_dir() else {}, queue=max(queue, 1024))
+
+
+def name_of(place: str, path: Path) -> str:
+    """What requests call a model by whose name was not said."""
+    if not Path(place).exists():
+        return place
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.stem if path.suffix == ".gguf" else path.name

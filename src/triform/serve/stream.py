@@ -1,0 +1,68 @@
+"""Server-sent events, as OpenAI's clients read them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .errors import ServeError
+from .observe import log
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_SILENCE = 10.0  # seconds after which a comment shows that the connection lives
+
+
+def event(data: Any) -> bytes:
+    """One event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Events from `chunks`, ended by [DONE]; an error on the way is an event too, and the last.
+
+    close: called when all is sent, and when the client has gone, even before the first event.
+    seconds: so long the client may take to read it all.
+    """
+
+    def __init__(self, chunks: AsyncIterator[Any], close: Callable[[], None], seconds: float) -> None:
+        super().__init__(_events(chunks), media_type="text/event-stream", headers=_HEADERS)
+        self._close, self._seconds = close, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("a client read its stream too slowly and was cut off")
+        finally:
+            self._close()
+
+
+async def _events(chunks: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    coming = asyncio.ensure_future(anext(chunks, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait((coming,), timeout=_SILENCE)
+            if not done:
+                yield b": waiting\n\n"
+                continue
+            if (chunk := coming.result()) is None:
+                break
+            yield event(chunk)
+            coming = asyncio.ensure_future(anext(chunks, None))
+    except ServeError as error:
+        yield event(error.body)
+        return
+    except Exception:
+        log.exception("a stream failed")
+        yield event(ServeError(500, "the server made a mistake; its log says which", code="internal_error").body)
+        return
+    finally:
+        coming.cancel()
+    yield b"data: [DONE]\n\n"
