@@ -17,20 +17,24 @@ Module = Transformer | DualEncoder
 _NEEDS = {
     "generate": "a decoder with a LanguageModel head",
     "fill": "an encoder-only model with a LanguageModel head",
-    "classify": "an encoder or a decoder alone with a Classify head",
+    "classify": "a model of texts with a Classify head",
+    "tag": "a model of texts with a ClassifyTokens head",
+    "answer": "a model of texts with an AnswerSpan head",
     "embed": "an encoder or a decoder alone with an Embed head",
 }
 
 
 def use_of(spec: config.Model) -> str | None:
-    """What a model is for: generate, fill, classify, embed, or None of them."""
-    if isinstance(spec, config.DualEncoder) or not isinstance(spec.last.input, config.Tokens):
+    """What a model is for: generate, fill, classify, tag, answer, embed, or None of them."""
+    first = None if isinstance(spec, config.DualEncoder) else spec.encoder or spec.decoder
+    if isinstance(spec, config.DualEncoder) or first is None or not isinstance(first.input, config.Tokens):
         return None
     if isinstance(spec.head, config.LanguageModel):
         return "fill" if spec.decoder is None else "generate"
-    if spec.form == "encoder-decoder":
+    if isinstance(spec.head, config.Embed) and spec.form == "encoder-decoder":
         return None
-    return {config.Classify: "classify", config.Embed: "embed"}.get(type(spec.head))
+    uses: dict[type, str] = {config.Classify: "classify", config.ClassifyTokens: "tag", config.AnswerSpan: "answer", config.Embed: "embed"}
+    return uses.get(type(spec.head))
 
 
 def expect(model: Module, use: str) -> Transformer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from .tokenizer import Tokenizer
@@ -23,6 +24,39 @@ def template(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     plain, framed = tokenizer.encode("a"), tokenizer.encode("a", special=True)
     before = next((at for at in range(len(framed) - len(plain) + 1) if framed[at : at + len(plain)] == plain), 0)
     return framed[:before], framed[before + len(plain) :]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What stands before, between and after two texts, and the segment of each of those tokens and of the texts' own."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    segments: tuple[int, int, int, int, int]  # before, first text, between, second text, after
+
+    def joined(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The row of two texts' ids, and the segment of each of its tokens."""
+        parts = (self.before, first, self.between, second, self.after)
+        ids = [i for part in parts for i in part]
+        return ids, [segment for part, segment in zip(parts, self.segments, strict=True) for _ in part]
+
+
+@lru_cache(maxsize=8)
+def pair(tokenizer: Tokenizer) -> Pair:
+    """How the tokenizer's template joins two texts; without one [CLS] A [SEP] B [SEP], or A [EOS] B [EOS]."""
+    found = tokenizer.backend.encode("a", "b")
+    places = [found.sequence_ids.index(part) for part in (0, 1)]
+    lengths = [found.sequence_ids.count(part) for part in (0, 1)]
+    ends = [place + length for place, length in zip(places, lengths, strict=True)]
+    ids, kinds = found.ids, found.type_ids
+    if places[0] == 0 and ends[0] == places[1] and ends[1] == len(ids):
+        before, after = judged(tokenizer, [])[:-1], judged(tokenizer, [])[-1:]
+        return Pair(tuple(before), tuple(after), tuple(after), (0, 0, 0, 1, 1))
+    first, second = kinds[places[0]], kinds[places[1]]
+    middle, last = kinds[ends[0]] if ends[0] < places[1] else first, kinds[-1]
+    segments = (kinds[0], first, middle, second, last)
+    return Pair(tuple(ids[: places[0]]), tuple(ids[ends[0] : places[1]]), tuple(ids[ends[1] :]), segments)
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:
