@@ -1,6 +1,8 @@
-"""Models at work: text that goes on (`search`), masks filled (`fill`), texts judged and embedded (`classify`)."""
+"""Models at work: text that goes on (`search`), masks filled (`fill`), texts judged (`classify`, `tag`), embedded, asked (`answer`)."""
 
+from .answer import Answer, answer
 from .classify import Judgement, classify, embed
+from .constrained import JsonSchema, OneOf, Regex
 from .fill import Candidate, Filled, fill
 from .forms import use_of
 from .requests import TokenRun
@@ -8,8 +10,10 @@ from .sampler import Choices, NoChoice, State, choose
 from .sampling import Beams, Contrastive, Sampling
 from .search import Conversation, Generation, generate, generate_ids
 from .stream import TextStream
+from .tag import Entity, tag
 
 __all__ = [
-    "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Filled", "Generation", "Judgement", "NoChoice", "Sampling", "State",
-    "TextStream", "TokenRun", "choose", "classify", "embed", "fill", "generate", "generate_ids", "use_of",
+    "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Entity", "Filled", "Generation", "JsonSchema", "Judgement",
+    "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer", "choose", "classify", "embed", "fill",
+    "generate", "generate_ids", "tag", "use_of",
 ]  # fmt: skip

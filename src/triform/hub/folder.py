@@ -176,13 +176,19 @@ def load_public(folder: str | Path, *, dtype: Precision = "auto", device: str | 
 
 
 def task(folder: str | Path) -> dict[str, Any]:
-    """What `save` was told of the model's task: its labels, and whatever was beside them; empty where nothing was."""
+    """What `save` was told of the model's task: its labels, and whatever was beside them; empty where nothing was.
+
+    `problem_type` is that of a public configuration, where a Classify head does not choose one of its labels.
+    """
     folder = Path(folder)
     found: dict[str, Any] = {}
     if (folder / "config.json").is_file():
-        labels = read_json(folder / "config.json").get("id2label")
+        data = read_json(folder / "config.json")
+        labels, problem = data.get("id2label"), data.get("problem_type")
         if isinstance(labels, dict) and all(labels.get(str(i)) for i in range(len(labels))):
             found["labels"] = [str(labels[str(i)]) for i in range(len(labels))]
+        if problem in ("multi_label_classification", "regression"):
+            found["problem_type"] = problem
     return found | (read_json(folder / "task.json") if (folder / "task.json").is_file() else {})
 
 
