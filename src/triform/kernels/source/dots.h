@@ -15,6 +15,7 @@ struct Ints { __m512i part; };
 struct Bytes { __m512i part; };
 
 inline Ints start(int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Ints together(const Ints& a, const Ints& b) { return {_mm512_add_epi32(a.part, b.part)}; }
 inline Bytes load_q8(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
 inline void load_q4(const uint8_t* from, Bytes& low, Bytes& high) {
   const __m512i both = _mm512_loadu_si512(from), mask = _mm512_set1_epi8(15);
@@ -33,6 +34,9 @@ struct Ints { __m256i part[2]; };
 struct Bytes { __m256i part[2]; };
 
 inline Ints start(int32_t value) { return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}}; }
+inline Ints together(const Ints& a, const Ints& b) {
+  return {{_mm256_add_epi32(a.part[0], b.part[0]), _mm256_add_epi32(a.part[1], b.part[1])}};
+}
 inline Bytes load_q8(const uint8_t* from) {
   const __m256i offset = _mm256_set1_epi8((char)0x80);
   return {{_mm256_xor_si256(_mm256_loadu_si256((const __m256i*)from), offset),
@@ -64,6 +68,11 @@ struct Bytes { int8x16_t part[4]; };
 inline Ints start(int32_t value) {
   const int32x4_t all = vdupq_n_s32(value);
   return {{all, all, all, all}};
+}
+inline Ints together(const Ints& a, const Ints& b) {
+  Ints out;
+  for (int i = 0; i < 4; i++) out.part[i] = vaddq_s32(a.part[i], b.part[i]);
+  return out;
 }
 inline Bytes load_q8(const uint8_t* from) {
   Bytes out;
@@ -104,6 +113,11 @@ struct Bytes { uint8_t lane[4 * LANES]; };
 inline Ints start(int32_t value) {
   Ints out;
   for (int i = 0; i < LANES; i++) out.lane[i] = value;
+  return out;
+}
+inline Ints together(const Ints& a, const Ints& b) {
+  Ints out;
+  for (int i = 0; i < LANES; i++) out.lane[i] = a.lane[i] + b.lane[i];
   return out;
 }
 inline Bytes load_q8(const uint8_t* from) {

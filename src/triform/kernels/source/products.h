@@ -18,11 +18,9 @@ namespace {
 
 constexpr int BLOCK = 32;
 #if defined(__AVX512F__)
-constexpr int MOST_ROWS = 8, MOST_PANELS = 2;
-#elif defined(__aarch64__)
-constexpr int MOST_ROWS = 4, MOST_PANELS = 1;
+constexpr int MOST_ROWS = 8, MOST_ROWS_OF_BLOCKS = 6, MOST_PANELS = 2;  // what 32 registers hold
 #else
-constexpr int MOST_ROWS = 4, MOST_PANELS = 1;
+constexpr int MOST_ROWS = 4, MOST_ROWS_OF_BLOCKS = 4, MOST_PANELS = 1;
 #endif
 
 inline int blocks_of(int columns) { return (columns + BLOCK - 1) / BLOCK; }
@@ -49,7 +47,7 @@ inline Range share(int total, int thread, int threads, int unit = 1) {
   return {first < total ? first : total, last < total ? last : total};
 }
 
-// The input, as the weights want it: fp32, pairs of bf16, or blocks of 8 bits with their scales and sums.
+// The input, as the weights want it: fp32, pairs of bf16, or blocks of 8 bits, their scales, and where their sums start from.
 
 inline size_t prepared_bytes(int kind, int columns) {
   if (kind == F32) return (size_t)columns * 4;
@@ -57,7 +55,7 @@ inline size_t prepared_bytes(int kind, int columns) {
   return (size_t)blocks_of(columns) * (BLOCK + 8);
 }
 
-inline void prepare_block(const float* x, int count, int8_t* quants, float* scale, int32_t* total) {
+inline void prepare_block(const float* x, int count, int offset, int8_t* quants, float* scale, int32_t* start) {
   typedef int8_t NativeByte __attribute__((vector_size(NATIVE)));
   Floats parts[2] = {count >= LANES ? load(x) : load_some(x, count),
                      count >= BLOCK ? load(x + LANES) : load_some(x + (count > LANES ? LANES : 0), count > LANES ? count - LANES : 0)};
@@ -75,7 +73,7 @@ inline void prepare_block(const float* x, int count, int8_t* quants, float* scal
   }
   int32_t all = 0;
   for (int k = 0; k < NATIVE; k++) all += sums[k];
-  *total = all;
+  *start = -offset * all;
   *scale = most / 127 + 0 * sum(parts[0] + parts[1]);  // what is not finite has to stay so
 }
 
@@ -97,9 +95,10 @@ inline void prepare(int kind, const float* x, int columns, int first, int last, 
     const int blocks = blocks_of(columns);
     int8_t* quants = (int8_t*)to;
     float* scales = (float*)(to + (size_t)blocks * BLOCK);
-    int32_t* sums = (int32_t*)(scales + blocks);
+    int32_t* starts = (int32_t*)(scales + blocks);
     for (int b = first / BLOCK; b * BLOCK < last; b++)
-      prepare_block(x + b * BLOCK, columns - b * BLOCK, quants + b * BLOCK, scales + b, sums + b);
+      prepare_block(x + b * BLOCK, columns - b * BLOCK, kind == Q8 ? OFFSET_Q8 : OFFSET_Q4, quants + b * BLOCK, scales + b,
+                    starts + b);
   }
 }
 
@@ -142,17 +141,19 @@ void strip_bf16(const char* panel, size_t panel_stride, int columns, const char*
 
 template <int KIND, int R, int P>
 void strip_blocks(const char* panel, size_t panel_stride, int columns, const char* x, size_t stride, float* out) {
-  constexpr int SIZE = KIND == Q8 ? BLOCK * LANES : BLOCK * LANES / 2, OFFSET = KIND == Q8 ? OFFSET_Q8 : OFFSET_Q4;
+  constexpr int SIZE = KIND == Q8 ? BLOCK * LANES : BLOCK * LANES / 2;
+  constexpr int CHAINS = R <= 2 ? 2 : 1;  // with few rows, sums that wait for each other would cost time
   const int blocks = blocks_of(columns);
   const char* input_scales = x + (size_t)blocks * BLOCK;
-  const char* input_sums = input_scales + (size_t)blocks * 4;
+  const char* input_starts = input_scales + (size_t)blocks * 4;
   Floats total[R][P];
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) total[r][p] = splat(0);
   for (int b = 0; b < blocks; b++) {
-    Ints part[R][P];
+    Ints part[R][P][CHAINS];
     for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) part[r][p] = start(-OFFSET * *(const int32_t*)(input_sums + r * stride + (size_t)b * 4));
+      for (int p = 0; p < P; p++)
+        for (int c = 0; c < CHAINS; c++) part[r][p][c] = start(c ? 0 : *(const int32_t*)(input_starts + r * stride + (size_t)b * 4));
     for (int q = 0; q < SIZE / 64; q++) {
       Bytes low[P], high[P];
       for (int p = 0; p < P; p++) {
@@ -162,10 +163,10 @@ void strip_blocks(const char* panel, size_t panel_stride, int columns, const cha
       for (int r = 0; r < R; r++) {
         int32_t four;
         memcpy(&four, x + r * stride + (size_t)b * BLOCK + 4 * q, 4);
-        for (int p = 0; p < P; p++) dot(part[r][p], low[p], four);
+        for (int p = 0; p < P; p++) dot(part[r][p][KIND == Q8 ? q % CHAINS : 0], low[p], four);
         if (KIND == Q4) {
           memcpy(&four, x + r * stride + (size_t)b * BLOCK + 16 + 4 * q, 4);
-          for (int p = 0; p < P; p++) dot(part[r][p], high[p], four);
+          for (int p = 0; p < P; p++) dot(part[r][p][CHAINS - 1], high[p], four);
         }
       }
     }
@@ -173,7 +174,8 @@ void strip_blocks(const char* panel, size_t panel_stride, int columns, const cha
       const Floats scales = load_halves((const uint16_t*)(panel + p * panel_stride + (size_t)blocks * SIZE) + (size_t)b * LANES);
       for (int r = 0; r < R; r++) {
         const Floats both = scales * splat(*(const float*)(input_scales + r * stride + (size_t)b * 4));
-        total[r][p] = multiply_add(to_floats(part[r][p]), both, total[r][p]);
+        const Ints whole = CHAINS == 2 ? together(part[r][p][0], part[r][p][CHAINS - 1]) : part[r][p][0];
+        total[r][p] = multiply_add(to_floats(whole), both, total[r][p]);
       }
     }
   }
@@ -200,14 +202,13 @@ Strip strip_of(int kind, int rows) {
 template <class Sink>
 inline void multiply(const Matrix& m, Range panels, const char* x, size_t stride, int rows, const Sink& sink) {
   const size_t bytes = panel_bytes(m.kind, m.columns);
-  const bool blocks = m.kind == Q8 || m.kind == Q4;
-  const int step = blocks && rows > 2 ? 1 : MOST_PANELS;
+  const int tile = m.kind == Q8 || m.kind == Q4 ? MOST_ROWS_OF_BLOCKS : MOST_ROWS, tiles = (rows + tile - 1) / tile;
   float out[MOST_ROWS * MOST_PANELS * LANES];
   for (int panel = panels.first; panel < panels.last;) {
-    const int count = panels.last - panel < step ? 1 : step;
+    const int count = panels.last - panel < MOST_PANELS ? 1 : MOST_PANELS;
     const char* data = (const char*)m.data + (size_t)panel * bytes;
-    for (int row = 0; row < rows;) {
-      const int some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
+    for (int t = 0; t < tiles; t++) {
+      const int row = (int)((int64_t)rows * t / tiles), some = (int)((int64_t)rows * (t + 1) / tiles) - row;
       (count == 1 ? strip_of<1> : strip_of<MOST_PANELS>)(m.kind, some)(data, bytes, m.columns, x + row * stride, stride, out);
       for (int r = 0; r < some; r++) {
         for (int p = 0; p < count; p++) {
@@ -217,7 +218,6 @@ inline void multiply(const Matrix& m, Range panels, const char* x, size_t stride
           sink(row + r, column, value);
         }
       }
-      row += some;
     }
     panel += count;
   }
