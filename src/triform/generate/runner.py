@@ -32,19 +32,19 @@ class Runner:
         net, slots = self.net, self.slots
         assert net.decoder is not None
         counts = [len(ids) for _, ids in work]
-        slots.plan([(slot, count) for (slot, _), count in zip(work, counts, strict=True)])
-        ids = torch.tensor([[i for _, some in work for i in some]], device=slots.device)
+        shape = slots.plan([(slot, count) for (slot, _), count in zip(work, counts, strict=True)])
+        ids = torch.tensor([i for _, some in work for i in some], device=slots.device).view(shape)
         layout = None
         if self.has_prefix and any(whole):
             prefix = [both for both, count in zip(whole, counts, strict=True) for _ in range(count)]
-            layout = Layout(prefix=torch.tensor([prefix], device=slots.device))
+            layout = Layout(prefix=torch.tensor(prefix, device=slots.device).view(shape))
         across = View() if net.encoder is None else slots.across()
         hidden, _ = net.decoder(ids, None, layout, (None, across), slots)
         slots.advance()
-        ends = torch.tensor(counts, device=slots.device).cumsum(0) - 1
-        scores = net.score(hidden[:, ends])
+        last = hidden[:, -1] if slots.spans == () else hidden[0, torch.tensor(counts, device=slots.device).cumsum(0) - 1]
+        scores = net.score(last)
         assert scores is not None
-        return scores[0]
+        return scores
 
     def encode(self, sources: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Let the encoder read, and leave what each layer sees of it in the slots."""

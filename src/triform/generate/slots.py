@@ -27,12 +27,20 @@ _CAPACITY = 4096  # tokens of a slot where neither the model nor the caller says
 
 
 @dataclass
-class _Target:
-    """Where the tokens of the coming pass go: slots and places (N,); `run`, a slot and a slice of places, where there is but one slot."""
+class _Pass:
+    """Where the tokens of the coming pass go: neighbouring slots `rows`, of T tokens each (`block`), or tokens of any slots.
 
+    slots, places (N,): of each token. past, end: the fewest tokens that one of the rows held, the most that one will hold.
+    """
+
+    rows: slice
     slots: Tensor
     places: Tensor
-    run: tuple[int, slice] | None
+    past: int
+    end: int
+    block: bool
+    even: bool
+    memory: int = 0  # the most tokens that one of the rows has of an encoder's output
 
 
 class Layer(Growing):
@@ -41,20 +49,34 @@ class Layer(Growing):
     key: Tensor
     value: Tensor
 
-    def __init__(self, key: Tensor, value: Tensor) -> None:
-        self.key, self.value = key, value
-        self.target: _Target | None = None
+    def __init__(self, key: Tensor, value: Tensor, window: int | None = None) -> None:
+        self.key, self.value, self.window = key, value, window
+        self.now: _Pass | None = None
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """What a pass over neighbouring slots sees of an encoder's output (B, H, S, W); else the buffers."""
+        now = self.now
+        assert now is not None
+        if not now.block:
+            return self.key, self.value
+        return self.key[now.rows, :, : now.memory], self.value[now.rows, :, : now.memory]
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values (1, H, N, W) where the pass says; returns the buffers, of which the pass's view names parts."""
-        assert self.target is not None
-        if self.target.run is not None:
-            slot, places = self.target.run
-            self.key[slot, :, places], self.value[slot, :, places] = key[0], value[0]
+        """Write keys and values (B, H, T, W) where the pass says.
+
+        Returns what a pass over neighbouring slots sees, (B, H, S, W); else the buffers, of which the pass's view names parts.
+        """
+        now = self.now
+        assert now is not None
+        if now.block and now.even:
+            self.key[now.rows, :, now.past : now.end], self.value[now.rows, :, now.past : now.end] = key, value
         else:
-            where = (self.target.slots, slice(None), self.target.places)
-            self.key[where], self.value[where] = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        return self.key, self.value
+            for buffer, new in ((self.key, key), (self.value, value)):
+                buffer[now.slots, :, now.places] = new.transpose(1, 2).flatten(0, 1)
+        if not now.block:
+            return self.key, self.value
+        seen = slice(first_seen(now.past, self.window), now.end)
+        return self.key[now.rows, :, seen], self.value[now.rows, :, seen]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Give a slot the first `tokens` of another."""
@@ -65,8 +87,9 @@ class Layer(Growing):
 class Slots(Cache):
     """A cache of `slots` rows that hold up to `capacity` tokens each, which join, go on and leave independently.
 
-    A pass goes over tokens (1, N) of any slots: `plan` says whose they are, and `advance`, when it is through, adds
-    them to `lengths` (R,), int64 on the CPU. Whoever makes a pass in another way writes the keys (rotated) and values
+    `plan` says whose the tokens of a pass are, and `advance`, when it is through, adds them to `lengths` (R,), int64 on
+    the CPU. Tokens of neighbouring slots, equally many of each, are a pass (B, T) as any other; tokens of any slots are
+    one of B = 1 with `spans`. Whoever makes a pass in another way writes the keys (rotated) and values
     of a slot's next token at place `lengths[slot]` of `layers[i].key` and `.value`, (R, H, C, W), and leaves `lengths`
     alone. An encoder's keys and values are in `crosses[i]`, up to `memory_lengths[slot]`. Nothing is read beyond a
     slot's length, and all that was never written is 0. Layers with a window hold all tokens, of which the view leaves
@@ -97,23 +120,26 @@ class Slots(Cache):
         """What the buffers take when all slots are full."""
         return sum(buffer.nbytes for layer in (*self.layers, *self.crosses) for buffer in (layer.key, layer.value))
 
-    def plan(self, work: Work) -> None:
-        """Say whose the tokens (1, N) of the next pass are: slots in rising order, each with its number of tokens."""
+    def plan(self, work: Work) -> tuple[int, int]:
+        """Say whose the tokens of the next pass are: slots in rising order, each with its number of tokens; gives its (B, T)."""
         lengths = self.lengths.tolist()
+        ends = [lengths[slot] + count for slot, count in work]
+        if not work or max(ends) > self.capacity:
+            raise ValueError(f"a slot holds {self.capacity} tokens and {max(ends, default=0)} are needed; make the slots larger")
         self._work = work
-        self.spans = tuple(self._spans(work, lengths))
-        slots = [slot for slot, count in work for _ in range(count)]
-        places = [place for slot, count in work for place in range(lengths[slot], lengths[slot] + count)]
-        if not places or max(places) >= self.capacity:
-            raise ValueError(f"a slot holds {self.capacity} tokens and {max(places, default=0) + 1} are needed; make the slots larger")
-        run = (slots[0], slice(places[0], places[-1] + 1)) if len(work) == 1 else None
-        self._at = torch.tensor([places], device=self.device)
-        target = _Target(torch.tensor(slots, device=self.device), self._at[0], run)
-        for layer in self.layers:
-            layer.target = target
-        self.length = max(places) + 1
-        for slot, count in work:
-            self._touched[slot] = max(self._touched[slot], lengths[slot] + count)
+        spans = self._spans(work, lengths)
+        first, block = spans[0], len(spans) == 1
+        self.spans = () if block else tuple(spans)
+        self._at = first.at if block else torch.cat([span.at.flatten() for span in spans])[None]
+        slots = torch.tensor([slot for slot, count in work for _ in range(count)], device=self.device)
+        memory = max(self.memory_lengths.tolist()[first.rows])
+        now = _Pass(first.rows, slots, self._at.flatten(), first.past, first.end, block, first.even, memory)
+        for layer in (*self.layers, *self.crosses):
+            layer.now = now
+        self._now, self.length = now, max(ends)
+        for (slot, _), end in zip(work, ends, strict=True):
+            self._touched[slot] = max(self._touched[slot], end)
+        return self._at.shape[0], self._at.shape[1]
 
     def _spans(self, work: Work, lengths: list[int]) -> list[Span]:
         spans, first, start = [], 0, 0
@@ -128,21 +154,31 @@ class Slots(Cache):
         return spans
 
     def extend(self, batch: int, new: int, mask: Tensor | None, device: torch.device) -> Tensor:
-        """The positions (1, N) of the tokens that `plan` told of."""
-        assert (batch, new, mask) == (1, self._at.shape[1], None), "a pass over slots is of the tokens that were planned"
+        """The positions (B, T) of the tokens that `plan` told of."""
+        assert (batch, new, mask) == (*self._at.shape, None), "a pass over slots is of the tokens that were planned"
         return self._at
+
+    def keys(self, window: int | None, new: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Positions (1, S) and what is seen (B, S) of the keys that a layer with this window returns."""
+        now = self._now
+        at = torch.arange(first_seen(now.past, window), now.end, device=device)[None]
+        return at, None if now.even else at <= self._at[:, -1:]
 
     def across(self) -> View:
         """What the tokens of the pass see of the encoder's output."""
         lengths = self.memory_lengths.tolist()
+        if self._now.block:
+            return View(self._memory_mask(lengths[self._now.rows]))
         parts = []
         for span in self.spans:
             there = lengths[span.rows]
-            mask = None
-            if min(there) != max(there):
-                mask = torch.arange(max(there), device=self.device) < torch.tensor(there, device=self.device)[:, None, None, None]
-            parts.append(Part(span.tokens, span.rows, slice(0, max(there)), mask))
+            parts.append(Part(span.tokens, span.rows, slice(0, max(there)), self._memory_mask(there)))
         return View(parts=tuple(parts))
+
+    def _memory_mask(self, lengths: list[int]) -> Tensor | None:
+        if min(lengths) == max(lengths):
+            return None
+        return torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None, None, None]
 
     def advance(self) -> None:
         """Count the tokens of a pass that is through."""
@@ -190,9 +226,14 @@ def _together(work: Work, lengths: list[int], first: int) -> int:
     return end
 
 
+def first_seen(past: int, window: int | None) -> int:
+    """The first key that a token sees after `past` others."""
+    return 0 if window is None else max(0, past - window + 1)
+
+
 def _layer(stack: config.Stack, attention: config.Attention, size: tuple[int, int], like: Tensor) -> Layer:
     shape = (size[0], attention.kv_heads or attention.heads, size[1], stack.head_width(attention))
-    return Layer(_zeros(shape, like), _zeros(shape, like))
+    return Layer(_zeros(shape, like), _zeros(shape, like), attention.window)
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:

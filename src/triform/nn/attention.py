@@ -80,8 +80,8 @@ class Attention(nn.Module):
         return self.key_norm(self._split(self.key(source))), self._split(self.value(source))
 
     def _keys_and_values(self, x: Tensor, view: View, memory: Tensor | None, store: Growing | None) -> tuple[Tensor, Tensor]:
-        if self.is_cross and store is not None and store.key is not None and store.value is not None:
-            return store.key, store.value  # the memory never changes, and need not be given again
+        if self.is_cross and store is not None and (held := store.held()) is not None:
+            return held  # the memory never changes, and need not be given again
         source = memory if self.is_cross else x
         assert source is not None
         key, value = self.keys_and_values(source)

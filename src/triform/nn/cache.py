@@ -21,6 +21,10 @@ class Growing:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
 
+    def held(self) -> tuple[Tensor, Tensor] | None:
+        """What is there, if anything: of a memory all that the queries may look at."""
+        return None if self.key is None or self.value is None else (self.key, self.value)
+
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add T keys and values; returns all that the new queries may look at."""
         if self.key is not None and self.value is not None:

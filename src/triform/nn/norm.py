@@ -11,7 +11,7 @@ from triform import config
 
 def at_least_float(x: Tensor) -> Tensor:
     """x in fp32, or in fp64 where it is so already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 class RMSNorm(nn.Module):
