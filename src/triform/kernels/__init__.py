@@ -1,7 +1,9 @@
 """Products with packed weights on the CPU, in C++ (`source`), compiled at first use; torch does the same where that cannot be."""
 
 from .linear import PackedEmbedding, PackedLinear, product
-from .native import native
+from .native import library
 from .packing import Arena, Kind, Packed, pack, pack_blocks, packed_bytes, unpack
 
-__all__ = ["Arena", "Kind", "Packed", "PackedEmbedding", "PackedLinear", "native", "pack", "pack_blocks", "packed_bytes", "product", "unpack"]
+__all__ = [
+    "Arena", "Kind", "Packed", "PackedEmbedding", "PackedLinear", "library", "pack", "pack_blocks", "packed_bytes", "product", "unpack",
+]  # fmt: skip

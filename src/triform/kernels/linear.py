@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import native
+from .native import library
 from .packing import BLOCK, Packed, unpack
 
 _TILE = 1 << 22  # weights that are unpacked at once where there is no native library
@@ -79,9 +79,9 @@ class PackedEmbedding(nn.Module):
         """ids (...) to vectors (..., width)."""
         flat = ids.reshape(-1).contiguous()
         out = torch.empty(len(flat), self.embedding_dim)
-        library = native()
-        if library is not None:
-            library.done(library.rows(byref(self.packed.matrix()), flat.data_ptr(), len(flat), out.data_ptr(), torch.get_num_threads()))
+        native = library()
+        if native is not None:
+            native.done(native.rows(byref(self.packed.matrix()), flat.data_ptr(), len(flat), out.data_ptr(), torch.get_num_threads()))
         else:
             for row, token in enumerate(flat.tolist()):
                 out[row] = unpack(self.packed, token, token + 1)[0]
@@ -91,14 +91,14 @@ class PackedEmbedding(nn.Module):
 def product(packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) times the packed matrix (N, K) transposed, plus `bias` (N,) in fp32: (..., N), in x's type."""
     rows = x.detach().reshape(-1, packed.columns).float().contiguous()
-    library = native()
-    if library is None or not len(rows):
+    native = library()
+    if native is None or not len(rows):
         return plain_product(packed, rows, bias).to(x.dtype).view(*x.shape[:-1], packed.rows)
     out = torch.empty(len(rows), packed.rows)
     matrix = packed.matrix(bias)
-    room = torch.empty(library.product_workspace(byref(matrix), len(rows)), dtype=torch.uint8)
+    room = torch.empty(native.product_workspace(byref(matrix), len(rows)), dtype=torch.uint8)
     threads = torch.get_num_threads()
-    library.done(library.product(byref(matrix), rows.data_ptr(), len(rows), out.data_ptr(), room.data_ptr(), room.numel(), threads))
+    native.done(native.product(byref(matrix), rows.data_ptr(), len(rows), out.data_ptr(), room.data_ptr(), room.numel(), threads))
     return out.to(x.dtype).view(*x.shape[:-1], packed.rows)
 
 

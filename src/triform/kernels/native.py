@@ -95,9 +95,9 @@ class Native:
     def __init__(self, path: str) -> None:
         import torch  # noqa: F401  its OpenMP has to be there first
 
-        library = ctypes.CDLL(path)
+        handle = ctypes.CDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(library, f"triform_{name}")
+            function = getattr(handle, f"triform_{name}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
         sizes = (c_int64 * 6)()
@@ -115,7 +115,7 @@ class Native:
 
 
 @cache
-def native() -> Native | None:
+def library() -> Native | None:
     """The native library, compiled at first use; None, after one warning, where that cannot be."""
     try:
         return Native(str(library_path()))

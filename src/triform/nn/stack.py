@@ -166,6 +166,11 @@ class Stack(nn.Module):
             trace.hidden.append(x)
         return x, choices
 
+    def bias_of(self, view: int) -> nn.Module | None:
+        """What biases the scores of the attentions with this view, if anything does."""
+        index = self._bias_of[view]
+        return None if index is None else self.biases[index]
+
     def _check(self, at: Tensor, slots: int) -> None:
         """Refuse positions that were not learned. Padding and packing leave fewer positions than slots, which are cheaper to count."""
         position = self.spec.input.position if isinstance(self.spec.input, config.Tokens) else None
