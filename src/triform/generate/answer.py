@@ -19,6 +19,8 @@ from triform.text.framing import pair
 from .forms import Module, expect, listed
 from .judging import longest_row, outputs, windows
 
+_TOKENS = 32  # spans of tokens that may be one of characters: of the bytes of a character each may begin it, and end it
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -131,7 +133,7 @@ def _look(scores: Tensor, window: _Window, text: str, found: _Found, how: tuple[
     if not window.offsets:
         return
     both = (start[passage, None] * end[None, passage]).triu().tril(longest - 1)
-    best = both.flatten().topk(min(top, both.numel()))
+    best = both.flatten().topk(min(_TOKENS * top, both.numel()))
     for place, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True):
         first, last = divmod(place, len(window.offsets))
         span = _trimmed(text, window.offsets[first][0], window.offsets[last][1])
