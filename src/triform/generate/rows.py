@@ -44,14 +44,19 @@ class Ending:
     eos: frozenset[int]
     watch: Watch | None = None
 
-    def ends(self, run: TokenRun, row: int, room: int, step: tuple[int, float, tuple[tuple[int, float], ...]]) -> bool:
-        """Add a token, its log-probability and the most probable ones to a run, which is told if it ends and why."""
+    def ends(
+        self, run: TokenRun, row: int, room: int, step: tuple[int, float, tuple[tuple[int, float], ...]], *, complete: bool = False
+    ) -> bool:
+        """Add a token, its log-probability and the most probable ones to a run, which is told if it ends and why.
+
+        complete: nothing can follow the token.
+        """
         token, log_prob, top = step
         run.ids.append(token)
         run.log_probs.append(log_prob)
         if top:
             run.tops.append(top)
-        at_eos = token in self.eos
+        at_eos = token in self.eos or complete
         last = at_eos or len(run.ids) >= room
         if self.watch is not None and self.watch(row, token, last):
             run.finish_reason, last = "stop_string", True

@@ -19,11 +19,12 @@ from triform.text.framing import decoder_start, source
 from triform.text.framing import prompts as framed_prompts
 
 from .beam import Quest, beam_search
+from .constrained import Matcher
 from .contrastive import contrastive_search
 from .forms import Module, batches, check_ids, evaluating, expect, listed, padded
 from .requests import FinishReason, TokenRun
 from .rows import Ending, Rows, Watch, room
-from .sampler import State, choose, history_of
+from .sampler import Guide, State, choose, history_of
 from .sampling import Beams, Contrastive, Sampling
 from .stream import TextStream
 
@@ -88,6 +89,8 @@ def generate_ids(
         raise ValueError("start: expected the token that the decoder begins with (the tokenizer's bos, or its pad as T5 has it)")
     if isinstance(sampling.search, Beams) and watch is not None:
         raise ValueError("watch: expected none with beams, as no token is certain before the end")
+    if sampling.constraint is not None:
+        raise ValueError("constraint: expected none with ids, as it is kept by the text that a tokenizer's tokens make; use `generate`")
     call = _Call(net, sampling, Ending(frozenset(eos), watch), frozenset(barred), first)
     with evaluating(net) as device:
         ids = ids.to(device)
@@ -104,6 +107,7 @@ class _Call:
     barred: frozenset[int]
     first: list[int]  # what the decoder of an encoder-decoder begins with
     streams: Sequence[TextStream] | None = None  # of each prompt, where stop strings are to end its beams
+    guides: Sequence[Guide | None] | None = None  # of each prompt
 
     def run(self, ids: Tensor, mask: Tensor | None) -> list[TokenRun]:
         """The runs of prompts (B, T), mask (B, T)."""
@@ -128,8 +132,9 @@ class _Call:
         if how.looks_back and not self.first:
             before = ids.tolist() if mask is None else [row[seen].tolist() for row, seen in zip(ids, mask, strict=True)]
         seeds = how.seeds(len(ids))
-        eos, barred = self.ending.eos, self.barred
-        return [State(how, ids, eos=eos, barred=barred, seed=seed) for ids, seed in zip(before, seeds, strict=True)]
+        eos, barred, guides = self.ending.eos, self.barred, self.guides or [None] * len(ids)
+        rows = zip(before, seeds, guides, strict=True)
+        return [State(how, ids, eos=eos, barred=barred, seed=seed, guide=guide) for ids, seed, guide in rows]
 
 
 def _one_by_one(rows: Rows, states: Sequence[State], room: Sequence[int], ending: Ending) -> list[TokenRun]:
@@ -142,7 +147,7 @@ def _one_by_one(rows: Rows, states: Sequence[State], room: Sequence[int], ending
         ended = []
         for place, token, log_prob, top in zip(live, found.tokens.tolist(), found.log_probs.tolist(), found.tops, strict=True):
             row = names[place]
-            ended.append(ending.ends(runs[row], row, room[row], (token, log_prob, top)))
+            ended.append(ending.ends(runs[row], row, room[row], (token, log_prob, top), complete=states[row].complete))
         tokens = found.tokens.new_zeros(len(names))
         tokens[live] = found.tokens
         live = [place for place, over in zip(live, ended, strict=True) if not over]
@@ -206,22 +211,32 @@ def generate(
         watch = _watch(rows, streams, eos, on_text) if not beams and (on_text is not None or sampling.stop) else None
         inputs, mask = padded([prompt_ids[row] for row in rows], tokenizer.pad or 0, next(net.parameters()).device, left=not encodes)
         how = _with_seeds(sampling, [seeds[row] for row in rows])
-        call = _Call(net, how, Ending(eos, watch), barred, list(first or []) if encodes else [], streams if sampling.stop else None)
+        guides = _guides(how, tokenizer, eos, [[] if encodes else prompt_ids[row] for row in rows])
+        begin = list(first or []) if encodes else []
+        call = _Call(net, how, Ending(eos, watch), barred, begin, streams if sampling.stop else None, guides)
         with evaluating(net):
             runs = call.run(inputs, mask)
         each = len(runs) // len(rows)
         for place, (row, stream) in enumerate(zip(rows, streams, strict=True)):
             several = runs[place * each : (place + 1) * each]
-            results[row] = [_told(run, stream if watch else _written(run, stream.copy()), prompt_ids[row]) for run in several]
+            results[row] = [_told(run, stream if watch else _written(run, stream.copy(), eos), prompt_ids[row]) for run in several]
             if beams and on_text is not None:
                 on_text(row, results[row][0].text)
     return [one for row in range(len(prompt_ids)) for one in results[row]]
 
 
-def _written(run: TokenRun, stream: TextStream) -> TextStream:
+def _guides(how: Sampling, tokenizer: Tokenizer, eos: frozenset[int], contexts: Sequence[list[int]]) -> list[Guide | None] | None:
+    """What keeps each row to the sampling's constraint."""
+    if how.constraint is None:
+        return None
+    return [Matcher(how.constraint, tokenizer, eos, context) for context in contexts]
+
+
+def _written(run: TokenRun, stream: TextStream, eos: frozenset[int]) -> TextStream:
     """The stream with the text of a run."""
-    for token in run.ids[: -1 if run.finish_reason == "stop" else None]:
-        stream.push(token)
+    for token in run.ids:
+        if token not in eos:
+            stream.push(token)
     stream.finish()
     return stream
 
