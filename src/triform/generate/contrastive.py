@@ -52,7 +52,7 @@ def contrastive_search(
         for place, state, token, log_prob, top in zip(live, asked, chosen[:, 0].tolist(), log_probs, told, strict=True):
             row = names[place]
             state.accept(token)
-            ended.append(ending.ends(runs[row], row, room[row], (token, log_prob, top)))
+            ended.append(ending.ends(runs[row], row, room[row], (token, log_prob, top), complete=state.complete))
         taken = choices.new_zeros(len(names))
         taken[live] = choices[:, 0]
         rows.take(taken)
