@@ -130,7 +130,7 @@ def train_two_steps(model: config.Model, setting: Setting, begun: Callable[[], N
     is_language_model = isinstance(getattr(model, "head", None), config.LanguageModel)
     kind: Any = CausalObjective if is_language_model else ClassificationObjective
     spec = Causal() if is_language_model else Classification(labels=("a", "b"))
-    names = ("batch", "accumulate", "optimizer", "recompute")
+    names = ("batch", "accumulate", "optimizer", "recompute", "offload")
     recipe = TrainRecipe(steps=10, warmup=0, ema=0.999 if setting.average else None, **{name: getattr(setting, name) for name in names})
     steps = Steps(model, nn.build(model, seed=0), kind(spec, None), recipe, precision=setting.precision)
 

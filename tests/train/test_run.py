@@ -55,6 +55,8 @@ def test_what_a_run_leaves(data: Path, tmp_path: Path, curves: None) -> None:
     metrics = read_metrics(folder / "metrics.jsonl")
     steps, held = [r for r in metrics if "loss" in r], [r for r in metrics if "validation_loss" in r]
     fields = {"step", "loss", "rate", "gradient_norm", "tokens", "tokens_per_second", "peak_share", "seconds"}
+    fields |= {"memory", "peak_memory"}
+    assert all(0 < row["memory"] <= row["peak_memory"] for row in steps)
     assert all(row.keys() == fields for row in steps)
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in held] == [2, 4, 6]
@@ -279,15 +281,6 @@ def test_on_a_terminal_a_bar_is_shown(capsys: pytest.CaptureFixture[str], monkey
     _, err = capsys.readouterr()
     assert "5/10" in err
     assert all(part in err for part in ("loss 2.500", "1,234 tokens/s", "25 % of peak", "left"))
-
-
-def test_tensorboard_on_request(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(recipe("Causal", data, steps=2, tensorboard=True), tmp_path / "run", report=quiet)
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r'pip install "triform\[tensorboard\]"'):
-        run(recipe("Causal", data, steps=2, tensorboard=True), tmp_path / "without")
-    assert not (tmp_path / "without").exists()
 
 
 def test_the_peak_is_measured_even_when_one_product_takes_longer_than_there_is_time() -> None:

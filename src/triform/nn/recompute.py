@@ -36,7 +36,7 @@ class _Choice(threading.local):
 
 _choice = _Choice()
 _aten = torch.ops.aten
-_PRODUCTS = {_aten.mm.default, _aten.addmm.default}
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten._scaled_mm.default}
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     _PRODUCTS.add(torch.ops.mkldnn._linear_pointwise.default)
 # Each with the place of its dropout among the arguments: with dropout it draws random numbers, so it must run again

@@ -104,6 +104,7 @@ class Objective(ABC):
 
     metric_names: tuple[str, ...] = ()
     reads_text = True
+    cuts_rows = False  # whether a sample is a row of a stream, which may be cut anywhere
     tokenizer: Tokenizer  # only where `reads_text`
 
     def __init__(self, spec: Any, tokenizer: Tokenizer | None) -> None:
@@ -132,6 +133,10 @@ class Objective(ABC):
     @abstractmethod
     def samples(self, shards: Shards) -> Samples:
         """The samples that shards hold; what is in one is the collator's affair."""
+
+    def cut(self, sample: Sample, pieces: int) -> list[Sample]:
+        """A sample that is a row of a stream as so many rows of nearly equal length, fewer where it has fewer tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no rows to cut")
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:

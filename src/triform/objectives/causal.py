@@ -51,6 +51,7 @@ class CausalObjective(Objective):
     """
 
     spec: Causal
+    cuts_rows = True
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Column "text": what opens a text for this tokenizer, the document, [EOS]."""
@@ -83,6 +84,11 @@ class CausalObjective(Objective):
         lengths = np.full(len(rows), self.spec.length)
         lengths[-1:] = len(column.tokens) - (len(rows) - 1) * self.spec.length
         return Samples(lengths, get)
+
+    def cut(self, sample: Sample, pieces: int) -> list[Sample]:
+        columns = {name: np.array_split(values, pieces) for name, values in sample.items()}
+        parts = (dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True))
+        return [part | {"document": part["document"] - part["document"][0]} for part in parts if len(part["text"])]
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)

@@ -64,14 +64,26 @@ class Modules:
     device: Device
     kernel: AttentionKernel = "sdpa"
     training: bool = True
+    fp8: bool = False
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         tape, weight = self.tape, self.weights[f"{name}.weight"]
+        if self.fp8 and ".layers." in name:
+            return self._linear_in_fp8(x, name)
         matrix = tape.cast(weight.tensor, tape.compute)
         x = tape.cast(x, tape.compute)
         bias = self.weights.get(f"{name}.bias")
         inputs = [x, matrix] if bias is None else [x, matrix, tape.cast(bias.tensor, tape.compute)]
         return tape.product(x.count // weight.shape[1] * weight.shape[0], tape.compute, inputs, (x, matrix))
+
+    def _linear_in_fp8(self, x: Tensor, name: str) -> Tensor:
+        """As torchao's: the weight itself is saved and cast anew; both operands, and their scaled copies, live for a moment."""
+        tape, weight, bias = self.tape, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        x = tape.cast(x, tape.compute)
+        narrow = tape.hold(x.count + weight.tensor.count)
+        y = tape.product(x.count // weight.shape[1] * weight.shape[0], tape.compute, (x, weight.tensor), (x, weight.tensor))
+        del narrow
+        return y if bias is None else self.add(y, tape.cast(bias.tensor, tape.compute))
 
     def norm(self, x: Tensor, name: str, spec: config.Norm | None) -> Tensor:
         if spec is None:

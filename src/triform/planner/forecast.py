@@ -183,6 +183,8 @@ def plan(
     how = Setting(**({"device": "cpu" if fleet.card.kind == "cpu" else "cuda"} | setting))
     name, spec, size = find(model)
     how = _fitted(spec, how)
+    if how.offload and how.device == "cpu":
+        raise ValueError(f"offload: {fleet.name} is a processor, whose memory is where offloading moves activations to; leave it out")
     counted = count_parameters(spec)
     active = counted.active if size is None else size
     total = quantities.count(tokens, "tokens") if tokens is not None else round(scaling.TOKENS_A_PARAMETER * active)
@@ -324,7 +326,8 @@ def _memories(model: config.Model, setting: Setting, fleet: Fleet, shared: list[
     capacity, target = fleet.card.memory, setting.target if model.form == "encoder-decoder" else None
     room = round(capacity * (1 - RESERVE))
     text = any(isinstance(stack.input, config.Tokens) for stack in _stacks(model))
-    shape: dict[str, Any] = {"target": target, "dtype": setting.precision, "device": setting.device}
+    dtype = "bf16" if setting.precision == "fp8" else setting.precision
+    shape: dict[str, Any] = {"target": target, "dtype": dtype, "device": setting.device}
     training = memory.training(model, setting)
     if shared:
         training = replace(training, parts=shared[0].memory, largest=shared[0].memory)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,15 +106,19 @@ def total_memory(device: str = "cpu") -> int:
 
 @lru_cache(maxsize=None)
 def matmul_peak(precision: str, device: str = "cpu", side: int | None = None, seconds: float = 0.15) -> float:
-    """FLOP/s of a square product in fp32, bf16 or fp16: the best of the runs, two or more, that fit into `seconds`.
+    """FLOP/s of a square product in fp32, bf16, fp16 or fp8 (e4m3): the best of the runs, two or more, that fit into `seconds`.
 
     side: None for 1,024 on a processor and 8,192 on an accelerator, which a smaller product does not fill.
     """
     import torch
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}[precision]
     side = side or (1024 if device == "cpu" else 8192)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    if precision == "fp8":
+        one = torch.ones((), device=device)
+        scaled = partial(torch._scaled_mm, a, b.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return 2 * side**3 / _best(scaled, device, seconds)
     return 2 * side**3 / _best(lambda: torch.mm(a, b), device, seconds)
 
 
@@ -157,6 +161,8 @@ def _measure() -> Fleet:
         # A small product tells whether the precision is only emulated; a large one could then take minutes.
         if matmul_peak(precision, device, 256, 0.0) > _HOPELESS * peak["fp32"]:
             peak[precision] = matmul_peak(precision, device, None, _SECONDS)
+    if devices and torch.cuda.get_device_capability(device) >= (8, 9):
+        peak["fp8"] = matmul_peak("fp8", device, None, _SECONDS)
     measured = f"measured on {date.today().isoformat()} with torch {version('torch')}"
     sources = dict.fromkeys(("peak", "memory", "bandwidth"), measured)
     power, link, price = _listed(name) if devices else (_WATTS_A_CORE * threads(), None, None)

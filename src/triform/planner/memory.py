@@ -23,7 +23,7 @@ from .setting import Device, Setting
 from .tape import Ledger, Tape
 
 Dtype = Literal["fp32", "bf16", "fp16", "int8", "int4"]
-WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
+WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}  # of what autocast makes; fp8 is for the moment of a product
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
 CONTEXT = 600 * 2**20  # of a CUDA process: its context, the kernels it has loaded and cuBLAS' workspace, roughly
 _SCALED = 32  # numbers that share a 16-bit scale in int8 and int4
@@ -66,7 +66,7 @@ def training(model: config.Model, setting: Setting) -> Memory:
     """
     ledger, count = Ledger(), parameters(model)
     shapes = dict(count.tree.weights())
-    tape = Tape(ledger, WIDTHS[setting.precision])
+    tape = Tape(ledger, WIDTHS[setting.precision], offload=setting.offload)
     found = weights(tape, shapes, 4)
     state = sum(states.kept(name, shape, setting.optimizer) for name, shape in shapes.items()) + states.fixed(setting.optimizer)
     resident = [tape.hold(state, "optimizer"), tape.hold(setting.accumulate * _inputs(model, setting), "inputs"), *_buffers(model, tape, 4)]
@@ -162,7 +162,7 @@ def inference(
     resident = [*_buffers(model, tape, width), tape.hold(_inputs(model, setting), "inputs")]
     Inference(model, setting, tape, found, first, capacity).run()
     del resident
-    stored = {name: _quantized(shape, dtype) for name, shape in shapes.items()} if dtype not in WIDTHS else {}
+    stored = {name: _quantized(shape, dtype) for name, shape in shapes.items()} if BITS[dtype] < 16 else {}
     lines = [
         Line(name="weights", formula=f"P x {BITS[dtype]} / 8", numbers={"P": sum(prod(s) for s in shapes.values())},
              value=sum(w for w, _ in stored.values()) if stored else ledger.parts["weights"], unit="B", source=_COUNTED),

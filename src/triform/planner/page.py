@@ -94,7 +94,7 @@ def summary(plan: Plan) -> str:
     more = f", {how.accumulate} micro-batches a step" if how.accumulate > 1 else ""
     return (
         f"{plan.model.form}; {short(plan.tokens)} tokens in {plan.steps:,} steps of {step} tokens a device{more}; "
-        f"{how.precision}, {how.optimizer}, recompute {how.recompute}; {plan.hardware.name}"
+        f"{how.precision}, {how.optimizer}, recompute {how.recompute}{', offload' if how.offload else ''}; {plan.hardware.name}"
     )
 
 

@@ -26,7 +26,7 @@ NETWORK = 50e9  # B/s of a card to another machine: 400 Gbit/s InfiniBand a card
 RESERVE = 0.08
 _MEGATRON = "Narayanan et al. 2021, https://arxiv.org/abs/2104.04473"
 _ZERO = "Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054"
-_WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
+_WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 
 
 @dataclass(frozen=True, kw_only=True)

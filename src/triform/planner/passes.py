@@ -55,7 +55,7 @@ class Pass:
 
     def __post_init__(self) -> None:
         setting = self.setting
-        self.modules = Modules(self.tape, self.weights, setting.device, setting.attention, self.training)
+        self.modules = Modules(self.tape, self.weights, setting.device, setting.attention, self.training, setting.precision == "fp8")
         self.routing: list[tuple[Tensor | Storage, ...]] | None = []
 
     def loss(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "muon", "sgd"]
 Recompute = Literal["none", "selective", "full"]
 AttentionKernel = Literal["sdpa", "eager"]
@@ -20,12 +20,14 @@ class Setting:
     batch: sequences of a micro-batch. accumulate: micro-batches of a step.
     sequence: tokens of a sequence, the encoder's of an encoder-decoder; patches have a length of their own.
     target: tokens of an encoder-decoder's target; None: `sequence`.
-    precision: of the matrix products; the weights and the optimizer's states are fp32 in every one.
+    precision: of the matrix products; the weights and the optimizer's states are fp32 in every one. In fp8 only the layers'
+        matrices are multiplied so, and everything else is bf16.
     recompute: which activations are made anew in the backward pass instead of being kept.
     attention: "sdpa", which never holds the scores, or "eager", which does.
     scored: positions a sequence that a language-model head scores; None: all.
     rows: "full" of one text each, or "padded" or "packed" with several, which attention needs a mask for.
     average: a moving average of the weights is kept beside them (`train.ema`).
+    offload: what autograd saves waits in the processor's memory (`train.offload`).
     """
 
     batch: int = 32
@@ -39,6 +41,7 @@ class Setting:
     scored: int | None = None
     rows: Rows = "full"
     average: bool = False
+    offload: bool = False
     device: Device = "cuda"
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class Setting:
 
 
 def _check(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if name == "average":
+    if name in ("average", "offload"):
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected true or false, got {value!r}")
     elif choices and all(isinstance(choice, str) for choice in choices):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+STAYS = 1 << 16  # bytes, from which a saved tensor is worth moving to another memory (see train.offload)
 
 
 @dataclass
@@ -91,14 +93,20 @@ class Parameter:
 Back = Callable[["Tape", Tensor, "Node"], Sequence[Tensor | None]]
 
 
+class Away(NamedTuple):
+    """Bytes that wait elsewhere."""
+
+    size: int
+
+
 class Node:
     """An operation to go back through: what it saved, and where its gradients go."""
 
     __slots__ = ("back", "grad", "inputs", "layer", "saved", "scratch")
 
-    def __init__(self, inputs: Sequence[Tensor], saved: Sequence[Storage], back: Back, scratch: int, layer: str) -> None:
+    def __init__(self, inputs: Sequence[Tensor], saved: Sequence[Storage | Away], back: Back, scratch: int, layer: str) -> None:
         self.inputs = [(i.node, i.count, i.width) for i in inputs]
-        self.saved: Sequence[Storage] | None = saved
+        self.saved: Sequence[Storage | Away] | None = saved
         self.back, self.scratch, self.layer = back, scratch, layer
         self.grad: Tensor | None = None
 
@@ -129,12 +137,13 @@ class Tape:
     """The operations of a pass, forward and back, on a ledger.
 
     `compute` is the width in bytes that autocast gives matrix products, `wide` that of what is never narrowed. While not
-    `recording`, nothing is kept for a backward pass. What autograd saves is counted under "activations" and `layer`, the rest
+    `recording`, nothing is kept for a backward pass; with `offload` what is saved leaves the ledger until the backward pass comes to
+    it, but for weights and what is small (see train.offload). What autograd saves is counted under "activations" and `layer`, the rest
     under the part `working`.
     """
 
-    def __init__(self, ledger: Ledger, compute: int, recording: bool = True) -> None:
-        self.ledger, self.compute, self.recording = ledger, compute, recording
+    def __init__(self, ledger: Ledger, compute: int, recording: bool = True, offload: bool = False) -> None:
+        self.ledger, self.compute, self.recording, self.offload = ledger, compute, recording, offload
         self.wide = 4
         self.layer, self.working = "", "temporary"
         self.nodes: list[Node] = []
@@ -237,9 +246,12 @@ class Tape:
     def _record(self, out: Tensor, inputs: Sequence[Tensor], saves: Sequence[Tensor | Storage], back: Back, scratch: int) -> Tensor:
         if not self.recording or all(i.node is None for i in inputs):
             return out
-        saved = [s.storage if isinstance(s, Tensor) else s for s in saves]
-        for storage in saved:
-            if storage.part == self.working:
+        saved: list[Storage | Away] = [s.storage if isinstance(s, Tensor) else s for s in saves]
+        for place, storage in enumerate(saved):
+            assert isinstance(storage, Storage)
+            if self.offload and storage.part != "weights" and storage.size >= STAYS:
+                saved[place] = Away(storage.size)
+            elif storage.part == self.working:
                 storage.move("activations", self.layer)
         for i in inputs:
             if isinstance(i.node, Parameter):
@@ -254,6 +266,7 @@ class Tape:
             return block(x)
         stash: list[Storage] | None = [] if keep == "selective" else None
         layer, self._stash, self.recording = self.layer, stash, False
+        count, width, origin = x.count, x.width, x.node
         out = block(x)
         self._stash, self.recording = None, True
         if stash is not None:
@@ -263,7 +276,9 @@ class Tape:
         def back(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
             outer, tape.nodes, tape._replay, tape.layer = tape.nodes, [], stash, layer
             tape.ledger.moment = f"second forward of {layer}"
-            again = block(x)
+            (kept,) = node.saved or ()
+            assert isinstance(kept, Storage)
+            again = block(Tensor(kept, count, width, origin))
             tape._replay = None
             tape.forget_casts()
             assert isinstance(again.node, Node)
@@ -298,6 +313,7 @@ class Tape:
         assert grad is not None
         self.ledger.moment = f"backward of {node.layer}"
         scratch = self.hold(node.scratch) if node.scratch else None
+        node.saved = [self.hold(s.size, "activations") if isinstance(s, Away) else s for s in node.saved or ()]
         holder = [grad]
         del grad
         out = list(node.back(self, holder.pop(), node))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -18,10 +20,36 @@ class Batches:
     def __init__(self, objective: Objective, samples: Samples, recipe: TrainRecipe) -> None:
         self.objective, self.samples, self.recipe = objective, samples, recipe
         self.order = Order(len(samples), recipe.seed)
+        how = recipe.curriculum
+        steps = 0 if how is None else round(how.share * recipe.steps)
+        self._cutting = steps if objective.cuts_rows else 0
+        self._sorting = 0 if objective.cuts_rows else steps - steps % recipe.bucket
+
+    def check(self) -> None:
+        """Raise ValueError for a curriculum by length of samples that are all of one length."""
+        lengths = self.samples.lengths
+        if self.recipe.curriculum is not None and not self.objective.cuts_rows and lengths.min() == lengths.max():
+            raise ValueError(f"train.curriculum: expected samples of different lengths, and all have {int(lengths[0])}; leave it out")
+
+    @cached_property
+    def _by_length(self) -> np.ndarray:
+        """The samples of the curriculum's steps, short before long; 8 bytes each."""
+        found = np.asarray(self.order.indices(0, self._sorting * self.recipe.batch * self.recipe.accumulate))
+        return found[np.argsort(self.samples.lengths[found], kind="stable")]
+
+    def pieces(self, step: int) -> int:
+        """Into how many pieces the rows of a step are cut."""
+        how = self.recipe.curriculum
+        if how is None or step >= self._cutting:
+            return 1
+        share = how.start + (1 - how.start) * step / self._cutting
+        return math.ceil(1 / share - 1e-9)
 
     def indices(self, step: int) -> np.ndarray:
         """The samples of a step. With `bucket` above 1, that many steps share their samples out by length."""
         size, bucket = self.recipe.batch * self.recipe.accumulate, self.recipe.bucket
+        if step < self._sorting:
+            return self._by_length[step * size : (step + 1) * size]
         if bucket == 1:
             return np.asarray(self.order.indices(step * size, size))
         block, place = divmod(step, bucket)
@@ -32,10 +60,10 @@ class Batches:
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of a step."""
-        size = self.recipe.batch
+        size, pieces = self.recipe.batch, self.pieces(step)
         chosen = self.indices(step)
         seeds: list[tuple[int, ...]] = [(self.recipe.seed, step, i) for i in range(len(chosen))]
-        return [self._collate(chosen[i : i + size], seeds[i : i + size]) for i in range(0, len(chosen), size)]
+        return [self._collate(chosen[i : i + size], seeds[i : i + size], pieces) for i in range(0, len(chosen), size)]
 
     def once(self, most: int | None) -> Iterator[Batch]:
         """All samples once, those of like length together, or `most` batches spread evenly over them; the same each time."""
@@ -47,5 +75,10 @@ class Batches:
             chosen = ranked[start : start + size]
             yield self._collate(chosen, [(self.recipe.seed, int(i)) for i in chosen])
 
-    def _collate(self, chosen: np.ndarray, seeds: list[tuple[int, ...]]) -> Batch:
-        return self.objective.collate([self.samples[i] for i in chosen], seeds)
+    def _collate(self, chosen: np.ndarray, seeds: list[tuple[int, ...]], pieces: int = 1) -> Batch:
+        samples = [self.samples[i] for i in chosen]
+        if pieces > 1:
+            cut = [self.objective.cut(sample, pieces) for sample in samples]
+            seeds = [(*seed, i) for seed, parts in zip(seeds, cut, strict=True) for i in range(len(parts))]
+            samples = [part for parts in cut for part in parts]
+        return self.objective.collate(samples, seeds)

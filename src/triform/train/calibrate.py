@@ -27,7 +27,9 @@ from triform.planner.machine import measure
 from triform.planner.setting import Setting
 
 from .loop import Trainer
+from .offload import check_offload
 from .outlook import device_here, setting_of
+from .peak import check_precision
 from .recipe import Recipe, TrainRecipe
 from .step import Steps
 
@@ -201,8 +203,12 @@ def _rehearsal(model: config.Model, setting: Setting) -> Steps:
     objective = _objective(model)
     if setting.precision == "fp16":
         raise ValueError("precision: expected fp32 or bf16, which the training loop computes in, got fp16")
+    check_precision(setting.precision, device_here())
+    if setting.offload:
+        check_offload(device_here())
     settings = TrainRecipe(
-        steps=1_000_000, batch=setting.batch, accumulate=setting.accumulate, optimizer=setting.optimizer, recompute=setting.recompute
+        steps=1_000_000, batch=setting.batch, accumulate=setting.accumulate, optimizer=setting.optimizer,
+        recompute=setting.recompute, offload=setting.offload,
     )
     built = build(model, device=device_here(), seed=0)
     return Steps(model, built, objective, settings, precision=setting.precision)

@@ -43,7 +43,7 @@ def find_rate(recipe: Recipe, *, steps: int = 100, low: float = 1e-6, high: floa
     if not (0 < low < high) or steps < 10:
         raise ValueError(f"find_rate: expected 0 < low < high and at least 10 steps, got {low}, {high} and {steps}")
     with tempfile.TemporaryDirectory(prefix="triform-rate-") as place:
-        sweep = replace(recipe, train=replace(recipe.train, steps=steps, warmup=0, guard=None, tensorboard=False))
+        sweep = replace(recipe, train=replace(recipe.train, steps=steps, warmup=0, guard=None, track=(), samples=None, curriculum=None))
         losses = _sweep(Trainer(sweep, Path(place), progress=report is not None), steps, low, high, report or (lambda step: None))
     rates = [_rate(step, steps, low, high) for step in range(len(losses))]
     lowest = int(np.argmin(losses))

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,25 @@ from triform.planner.machine import matmul_peak, total_memory
 
 from .batches import Batches
 from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, read_state, step_of
-from .folder import SKIPPED, claim, starting, sweep
+from .folder import SAMPLES, SKIPPED, claim, held, starting, sweep
 from .guard import write_skipped
 from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
+from .offload import check_offload
 from .onednn import check_onednn
-from .outlook import announce, check_memory, measuring, outlook, write_comparison, write_plan
+from .outlook import announce, check_memory, measuring, outlook, resident, write_comparison, write_plan
 from .peak import check_precision, choose_precision
 from .prepare import check_length, prepare, text_fingerprint
 from .recipe import Recipe
+from .samples import Samples, shown, write_samples
 from .step import Steps
+from .track import Trackers
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run came to.
 
-    seconds: time in steps and validation. flops: of forward and backward passes. finished:
+    seconds: time in steps, validation and samples. flops: of forward and backward passes. finished:
     False when interrupted.
     """
 
@@ -64,13 +67,16 @@ class Trainer(Steps):
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_precision(self.settings.precision, self.device)
+        if self.settings.offload:
+            check_offload(self.device)
         if self.settings.linear == "onednn":
             check_onednn()
         check_length(recipe)
         if not force:
             check_memory(recipe, total_memory(self.device))
         start = None if self.settings.start is None else _start(self.settings.start)
-        self.metrics = Metrics(folder, tensorboard=self.settings.tensorboard)
+        trackers = Trackers(self.settings.track, folder, config.to_dict(recipe, hint=Recipe))
+        self.metrics = Metrics(folder, trackers)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.settings)
         newest = self.checkpoints.newest()
         saved = None if newest is None else read_state(newest)
@@ -90,6 +96,7 @@ class Trainer(Steps):
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision)
         self.train = Batches(self.objective, prepared.train, self.settings)
+        self.train.check()
         self.validation = Batches(self.objective, prepared.validation, self.settings) if len(prepared.validation) else None
         if newest is not None:
             load_checkpoint(newest, self.model, self.optimizer, self.average)
@@ -100,6 +107,8 @@ class Trainer(Steps):
         if self.scaling is not None:
             self.state["scaling"] = self.scaling.memory = self.state.get("scaling") or self.scaling.memory
         self.last: dict[str, Any] = self.state["last"]
+        wanted, labels = self.settings.samples, getattr(recipe.objective, "labels", ())
+        self.samples = None if wanted is None else Samples(wanted, self.model, self.tokenizer, labels, self.settings.seed)
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
         tokenizer = start.tokenizer()
@@ -113,7 +122,8 @@ class Trainer(Steps):
         """Run the steps that are left. False when interrupted by a signal, with a checkpoint written."""
         self.peak = matmul_peak(self.precision, self.device)
         self.metrics.start(self.state["step"])
-        keep_until(self.folder / SKIPPED, self.state["step"])
+        for name in (SKIPPED, SAMPLES):
+            keep_until(self.folder / name, self.state["step"])
         with _stop_flag() as stopped:
             for step in range(self.state["step"], self.settings.steps):
                 self.last |= self._step(step)
@@ -121,7 +131,7 @@ class Trainer(Steps):
                 end = done == self.settings.steps
                 if self.validation is not None and (end or done % self.settings.validate_every == 0):
                     self.last |= self._validate(done)
-                report(dict(self.last))
+                report(dict(self.last) | self._sample(done))
                 stop = stopped.is_set()
                 if not end and (stop or done % self.settings.checkpoint_every == 0):
                     parts = parts_of(self.model, self.optimizer, self.average)
@@ -142,10 +152,11 @@ class Trainer(Steps):
         tokens, work = row.pop("tokens"), row.pop("flops")
         for key, value in {"step": 1, "seconds": seconds, "tokens": tokens, "flops": work}.items():
             self.state[key] += value
-        shown: dict[str, Any] = {"step": step + 1, **row, "tokens": self.state["tokens"]}
-        shown |= {"tokens_per_second": tokens / seconds, "peak_share": work / seconds / self.peak, "seconds": self.state["seconds"]}
-        self.metrics.write(shown)
-        return shown
+        row = {"step": step + 1, **row, "tokens": self.state["tokens"]}
+        row |= {"tokens_per_second": tokens / seconds, "peak_share": work / seconds / self.peak, "seconds": self.state["seconds"]}
+        row |= resident(self.device)
+        self.metrics.write(row)
+        return row
 
     def _left_out(self, step: int, why: str, batches: Sequence[Batch]) -> None:
         """Put a step that was not taken on record, and go back to a checkpoint of before where it was one too many."""
@@ -180,6 +191,17 @@ class Trainer(Steps):
         self.state["seconds"] += time.perf_counter() - start
         self.metrics.write(row)
         return row
+
+    def _sample(self, step: int) -> dict[str, str]:
+        """Put on record what the model makes of its prompts, where that is due after a step; the first in a line under "sample"."""
+        if self.samples is None or not self.samples.due(step, self.settings.steps):
+            return {}
+        start = time.perf_counter()
+        with self.averaged(), self._autocast():
+            rows = self.samples.draw(step)
+        write_samples(self.folder, rows)
+        self.state["seconds"] += time.perf_counter() - start
+        return {"sample": shown(rows[0])}
 
     def export(self) -> None:
         """Write the model, its tokenizer and its task to the run's folder `model`."""
@@ -227,7 +249,7 @@ def _stop_flag() -> Iterator[threading.Event]:
 def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool = False, report: Report | None = None) -> Result:
     """Train what a recipe describes in a folder; returns what it came to.
 
-    The folder holds recipe.yaml, plan.json, metrics.jsonl, checkpoints/, model/ (what `hub.load`
+    The folder holds recipe.yaml, plan.json, metrics.jsonl, samples.jsonl where samples are asked for, checkpoints/, model/ (what `hub.load`
     reads), curves.svg, result.json and forecast.json, the plan beside what was measured. With `resume` a run goes on from its newest
     checkpoint with the same data order, and one that has finished is left as it is.
     What the plan says cannot fit is refused, unless by `force`. `report` is called with each
@@ -238,12 +260,21 @@ def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool
     going_on = claim(folder, recipe, resume=resume)
     if going_on and (folder / "result.json").exists():
         return Result(**json.loads((folder / "result.json").read_text(encoding="utf-8")) | {"folder": str(folder)})
-    if going_on:
-        sweep(folder)
-        trainer = Trainer(recipe, folder, progress=report is None, force=force)
-    else:
-        with starting(folder, recipe):
+    with ExitStack() as alone:
+        if going_on:
+            alone.enter_context(held(folder))
+            sweep(folder)
             trainer = Trainer(recipe, folder, progress=report is None, force=force)
+        else:
+            with starting(folder, recipe):
+                alone.enter_context(held(folder))
+                trainer = Trainer(recipe, folder, progress=report is None, force=force)
+        return _finished(trainer, report)
+
+
+def _finished(trainer: Trainer, report: Report | None) -> Result:
+    """Run a trainer's steps, and write what comes of them into its folder."""
+    recipe, folder = trainer.recipe, trainer.folder
     try:
         forecast = outlook(recipe, trainer.spec, trainer.precision)
         write_plan(folder, forecast)
@@ -257,10 +288,10 @@ def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool
         if finished:
             if recipe.train.export == "last" or trainer.validation is None:
                 trainer.export()
-            with hub.replacing(folder / "result.json") as file:
-                file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
             measured.seconds = result.seconds
             write_comparison(folder, forecast, measured)
+            with hub.replacing(folder / "result.json") as file:  # last, as nothing is done any more where it is there
+                file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         trainer.checkpoints.wait()
         there = checkpoints(folder / "checkpoints")

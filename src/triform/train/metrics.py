@@ -1,16 +1,19 @@
-"""What a run says of itself: a line of JSON a step, a progress bar, TensorBoard, and a plot of the curves."""
+"""What a run says of itself: a line of JSON a step, a progress bar, and a plot of the curves."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from triform.config.files import replacing
+from triform.planner.quantities import data_size
+
+from .track import Trackers
 
 Report = Callable[[dict[str, Any]], None]
 _SECONDS_A_LINE = 10.0
@@ -18,47 +21,35 @@ _MOST_POINTS = 2000
 
 
 class Metrics:
-    """`metrics.jsonl` in a run's folder, and TensorBoard's files beside it on request.
+    """`metrics.jsonl` in a run's folder, which the trackers are told too.
 
     A row a step: step (from 1), loss (nats a label, without the experts' losses), what else
     the objective measures (accuracy, a share), rate (of all but Muon), gradient_norm
     (before clipping), tokens (read since the run began, padding left out), tokens_per_second,
-    peak_share (achieved FLOP/s to those of a large matrix product on this machine) and
-    seconds (since the run began, pauses left out). A row a validation: step,
-    validation_loss, and validation_accuracy and the like.
+    peak_share (achieved FLOP/s to those of a large matrix product on this machine),
+    seconds (since the run began, pauses left out), memory and peak_memory (bytes: what the process has resident, or a
+    GPU's tensors, now and at most since the process began). A row a validation: step, validation_loss, and validation_accuracy and
+    the like.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
-        self.folder, self.file = folder, folder / "metrics.jsonl"
-        self._writer: Any = None
-        self._open: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ValueError('train.tensorboard needs tensorboard; pip install "triform[tensorboard]"') from None
-            self._open = SummaryWriter
+    def __init__(self, folder: Path, trackers: Trackers) -> None:
+        self.file, self.trackers = folder / "metrics.jsonl", trackers
 
     def start(self, step: int) -> None:
         """Drop rows after a step."""
         self.file.touch()
         keep_until(self.file, step)
-        if self._open is not None:
-            self._writer = self._open(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self.trackers.start(step)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
-        if self._writer is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, row["step"])
+        self.trackers.write(row)
 
     def close(self) -> None:
-        """Finish TensorBoard's files."""
-        if self._writer is not None:
-            self._writer.close()
+        """Finish what the trackers keep."""
+        self.trackers.close()
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -98,7 +89,13 @@ def progress_bar(steps: int, done: int, report: Report | None) -> Iterator[Repor
         left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), *left, console=console) as progress:
             task = progress.add_task("training", total=steps, completed=done, figures="")
-            yield lambda row: progress.update(task, completed=row["step"], figures=figures(row))
+
+            def show(row: dict[str, Any]) -> None:
+                progress.update(task, completed=row["step"], figures=figures(row))
+                if "sample" in row:
+                    console.print(row["sample"], markup=False, highlight=False)
+
+            yield show
 
 
 def _lines(steps: int, done: int) -> Report:
@@ -111,6 +108,8 @@ def _lines(steps: int, done: int) -> Report:
             shown = now
             left = int((now - began) / (step - done) * (steps - step))
             print(f"step {step}/{steps}  {figures(row)}  {left // 60}:{left % 60:02d} left", file=sys.stderr, flush=True)
+        if "sample" in row:
+            print(row["sample"], file=sys.stderr, flush=True)
 
     return show
 
@@ -124,29 +123,41 @@ def figures(row: dict[str, Any]) -> str:
         parts.append(f"accuracy {100 * row['validation_accuracy']:.1f} %")
     parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     parts.append(f"{100 * row['peak_share']:.0f} % of peak")
+    if "memory" in row:
+        parts.append(data_size(row["memory"]))
     return "  ".join(parts)
 
 
+PANELS: dict[str, tuple[str, ...]] = {
+    "loss (nats a label)": ("loss", "validation_loss"),
+    "tokens a second": ("tokens_per_second",),
+    "gradient's norm": ("gradient_norm",),
+    "learning rate": ("rate",),
+}
+
+
+def points(rows: Iterable[dict[str, Any]], name: str, along: str = "step") -> tuple[list[float], list[float]]:
+    """A figure over the steps, or over another figure; a long curve is thinned out evenly."""
+    found = [(row[along], row[name]) for row in rows if name in row and along in row]
+    thinned = found[:: -(-len(found) // _MOST_POINTS) or 1]
+    return [x for x, _ in thinned], [y for _, y in thinned]
+
+
 def plot_curves(folder: Path) -> Path:
-    """Draw the curves of a run's metrics to `curves.svg` in its folder; long ones are thinned out evenly."""
+    """Draw the curves of a run's metrics to `curves.svg` in its folder."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder / "metrics.jsonl")
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axis, names, title in (
-        (left, ("loss", "validation_loss"), "loss (nats a label)"),
-        (right, ("tokens_per_second",), "tokens a second"),
-    ):
+    figure = Figure(figsize=(10, 6.8), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            if points:
-                thinned = points[:: -(-len(points) // _MOST_POINTS)]
-                axis.plot(*zip(*thinned, strict=True), label=name.replace("_", " "), marker="o" if len(points) == 1 else None)
+            x, y = points(rows, name)
+            if x:
+                axis.plot(x, y, label=name.replace("_", " "), marker="o" if len(x) == 1 else None)
         axis.set_xlabel("step")
         axis.set_title(title)
         axis.grid(alpha=0.3)
-        if axis.lines:
+        if len(axis.lines) > 1:
             axis.legend()
     with replacing(folder / "curves.svg") as file:
         figure.savefig(file, format="svg")

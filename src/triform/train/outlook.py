@@ -27,6 +27,7 @@ from .peak import choose_precision
 from .recipe import Recipe
 
 PLAN, FORECAST = "plan.json", "forecast.json"
+_PROCESS = psutil.Process()
 
 
 def device_here() -> Literal["cpu", "cuda"]:
@@ -49,6 +50,7 @@ def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str
         recompute=recipe.train.recompute,
         rows="packed" if isinstance(recipe.objective, Causal | Masked) else "padded",
         average=recipe.train.ema is not None,
+        offload=recipe.train.offload,
         device=device_here(),
     )
 
@@ -70,7 +72,8 @@ def outlook(recipe: Recipe, model: config.Model, precision: str) -> Plan:
     """The plan of a whole run on this machine, by its calibration where there is one."""
     how, fleet = setting_of(recipe, model, precision), hardware("this")
     if how.precision not in fleet.card.peak:
-        how = replace(how, precision="fp32")  # what the processor only emulates was not measured
+        # what the processor only emulates was not measured
+        how = replace(how, precision="bf16" if how.precision == "fp8" and "bf16" in fleet.card.peak else "fp32")
     tokens = recipe.train.steps * how.batch * how.accumulate * positions(model, how)
     return plan(model, tokens=tokens, hardware="this", **asdict(how))
 
@@ -101,13 +104,21 @@ def measuring(device: str) -> Iterator[Measured]:
     found = Measured()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before, highest = psutil.Process().memory_info().rss, _highest()
+    before, highest = _PROCESS.memory_info().rss, _highest()
     with meter() as found.energy:
         yield found
     if device == "cuda":
         found.memory, found.memory_is = int(torch.cuda.max_memory_allocated()), "allocated on the device"
     elif _highest() > highest:
         found.memory, found.memory_is = _highest() - before, "growth of the process, the interpreter's own and caches included"
+
+
+def resident(device: str) -> dict[str, int]:
+    """Bytes that are held now and that were at most: of tensors on a GPU, else of the process."""
+    if device == "cuda":
+        return {"memory": torch.cuda.memory_allocated(), "peak_memory": torch.cuda.max_memory_allocated()}
+    now = int(_PROCESS.memory_info().rss)
+    return {"memory": now, "peak_memory": max(now, _highest())}  # the system notes the highest only now and then
 
 
 def _highest() -> int:

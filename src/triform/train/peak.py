@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from triform.planner.machine import matmul_peak
 
+from .fp8 import check_fp8
+
 
 def choose_precision(wanted: str, device: str = "cpu") -> str:
-    """fp32 or bf16 as wanted; for auto, bf16 where it multiplies at least 1.5 times as fast as fp32."""
+    """The one wanted; for auto, bf16 where it multiplies at least 1.5 times as fast as fp32."""
     if wanted != "auto":
         return wanted
     return "bf16" if matmul_peak("bf16", device) > 1.5 * matmul_peak("fp32", device) else "fp32"
@@ -16,3 +18,5 @@ def check_precision(wanted: str, device: str = "cpu") -> None:
     """Refuse what a device cannot reasonably compute in."""
     if wanted == "fp16" and device == "cpu":
         raise ValueError("train.precision: fp16 needs a GPU; a CPU multiplies it at some 1 GFLOP/s; choose bf16, fp32 or auto")
+    if wanted == "fp8":
+        check_fp8(device)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from triform import config, hub
-from triform.config.spec import spec
+from triform.config.spec import at_least, spec
 from triform.data.cleaning import Clean, WeightedSource
 from triform.nn.recompute import Recompute
 from triform.objectives import ObjectiveSpec
@@ -90,6 +90,48 @@ class Guard:
 
 
 @spec
+class SampleRecipe:
+    """What the model makes of some prompts, every so many steps and at the end.
+
+    A model that generates goes on from them (or answers, an encoder-decoder), with at most `max_new_tokens`, drawn with the run's
+    seed; a masked model fills their [MASK]s; a classifier judges them.
+    """
+
+    prompts: tuple[str, ...]
+    every: int = 500
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "max_new_tokens")
+        if not self.prompts:
+            raise ValueError("prompts: expected at least one text")
+        if self.temperature < 0:
+            raise ValueError(f"temperature: expected 0 (the most probable token) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a share above 0 and at most 1, got {self.top_p}")
+
+
+@spec
+class Curriculum:
+    """Short before long, in the first `share` of the steps; each sample comes as often as without.
+
+    Rows of a stream (Causal, Prefix) are cut into equal pieces, at first as short as `start` of a row, then longer
+    until they are whole: no token is lost, and a step reads as many as ever (Li et al. 2022 let the length grow likewise).
+    Samples of other objectives have lengths of their own, and those of these steps come in the order of their lengths.
+    """
+
+    share: float = 0.3
+    start: float = 0.125
+
+    def __post_init__(self) -> None:
+        for name in ("share", "start"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share above 0 and at most 1, got {getattr(self, name)}")
+
+
+@spec
 class TrainRecipe:
     """The loop. `batch` counts samples of one micro-batch, of which `accumulate` make a step.
 
@@ -103,8 +145,9 @@ class TrainRecipe:
     moves by 1 - `ema` of the way to them; validation and the exported model use it.
 
     precision auto: bf16 where this machine multiplies it faster; fp16, with a scaled loss,
-    is for GPUs. recompute: what the backward pass works out again instead of keeping it
-    (see `triform.nn.recompute`). linear: whose products linear layers take in fp32 on the
+    and fp8 (see `triform.train.fp8`) are for GPUs. recompute: what the backward pass works out again instead of keeping it
+    (see `triform.nn.recompute`). offload: what it keeps waits in the processor's memory and not in the
+    GPU's (see `triform.train.offload`). linear: whose products linear layers take in fp32 on the
     CPU (see `triform.train.onednn`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
@@ -116,7 +159,8 @@ class TrainRecipe:
     or of the best validation. validation_batches: how many batches of the held-out samples,
     spread evenly over them, are scored each time; None: all. start: a model to begin from, by
     the folder, the file or the name that `hub.load` takes: its stacks, and its head where
-    this model's is alike.
+    this model's is alike. track: who is told the metrics beside the run's own files. samples: what the model makes of prompts as
+    it learns.
     """
 
     steps: int
@@ -137,10 +181,12 @@ class TrainRecipe:
     z_loss: float = 0.0
     load_balance: float = 0.01
     router_z: float = 0.001
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     recompute: Recompute = "none"
+    offload: bool = False
     linear: Literal["torch", "onednn"] = "torch"
     bucket: int = 1
+    curriculum: Curriculum | None = None
     validate_every: int = 100
     validation_batches: int | None = None
     checkpoint_every: int = 100
@@ -149,7 +195,8 @@ class TrainRecipe:
     guard: Guard | None = None
     export: Literal["last", "best"] = "last"
     start: str | None = None
-    tensorboard: bool = False
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    samples: SampleRecipe | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -266,4 +313,6 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     return recipe
 
 
-__all__ = ["DataRecipe", "Guard", "ObjectiveSpec", "Recipe", "TokenizerRecipe", "TrainRecipe", "read_recipe"]
+__all__ = [
+    "Curriculum", "DataRecipe", "Guard", "ObjectiveSpec", "Recipe", "SampleRecipe", "TokenizerRecipe", "TrainRecipe", "read_recipe",
+]  # fmt: skip

@@ -17,7 +17,9 @@ from triform.objectives import Batch, Loss
 from triform.planner import flops
 
 from .average import Average
+from .fp8 import to_fp8
 from .guard import Watch, fresh
+from .offload import offloading
 from .onednn import through_onednn
 from .optimizer import Optimizer, clip_gradients, schedule
 from .recipe import TrainRecipe
@@ -42,6 +44,8 @@ class Steps:
     ) -> None:
         self.spec, self.model, self.objective, self.settings, self.precision = spec, model, objective, settings, precision
         self.device = next(model.parameters()).device.type
+        if precision == "fp8":
+            to_fp8(model)
         self.optimizer = Optimizer(model, settings)
         self.average = None if settings.ema is None else Average(model, settings.ema)
         self.watch = None if settings.guard is None else Watch(settings.guard, fresh())
@@ -110,7 +114,10 @@ class Steps:
         for batch in batches:
             part = batch.tokens / tokens
             batch = batch.to(self.device)
-            with self._autocast(), products(), recomputing(recipe.recompute, products if recipe.linear == "onednn" else None):
+            with (
+                self._autocast(), products(), offloading(recipe.offload, self.model.parameters()),
+                recomputing(recipe.recompute, products if recipe.linear == "onednn" else None),
+            ):  # fmt: skip
                 loss = self.objective.loss(self.model, batch, smoothing=recipe.smoothing, z_loss=recipe.z_loss)
             objective = loss.total / count
             if loss.auxiliary:
