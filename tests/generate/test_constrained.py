@@ -9,6 +9,7 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,10 +19,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from triform.generate import Beams, Contrastive, Sampling, generate
 from triform.generate.constrained import Constraint, JsonSchema, Matcher, OneOf, Regex
+from triform.generate.engine import Engine
+from triform.generate.requests import Request
 from triform.text import Tokenizer, train_tokenizer
 
-from .conftest import LINES
+from .conftest import LINES, built, decoder_only, encoder_decoder
 
 KINDS = ["byte-bpe", "bpe", "wordpiece", "unigram", "characters"]
 WRITTEN = (
@@ -221,3 +225,55 @@ def test_the_tokenizer_must_have_the_text() -> None:
     poor = train_tokenizer(LINES * 4, kind="unigram", vocab_size=124, min_frequency=1, byte_fallback=False)
     with pytest.raises(ValueError, match="has no tokens for"):
         written(JsonSchema({"type": "object"}), poor)
+
+
+SEARCHES = {
+    "greedy": Sampling(max_new_tokens=60),
+    "sampling": Sampling(max_new_tokens=60, temperature=1.5, seed=3),
+    "beams": Sampling(max_new_tokens=60, search=Beams(num_beams=3, num_return_sequences=2)),
+    "contrastive": Sampling(max_new_tokens=60, search=Contrastive()),
+}
+
+
+@pytest.mark.parametrize("form", [decoder_only, encoder_decoder])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_keeps_to_it(form: Any, search: str) -> None:
+    tokenizer = tokenizer_of("byte-bpe")
+    model = built(form(tokenizer.vocab_size + 5))
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 99, "minimum": 0}, "b": {"enum": ["魏", "x"]}}}
+    schema |= {"required": ["a", "b"], "additionalProperties": False}
+    found = generate(model, tokenizer, ["话说", "The quick brown fox"], replace(SEARCHES[search], constraint=JsonSchema(schema)))
+    assert {one.finish_reason for one in found} <= {"stop", "length"}
+    for one in found:
+        if one.finish_reason == "stop":
+            jsonschema_rs.validate(schema, json.loads(one.text))
+    free = generate(model, tokenizer, ["话说", "The quick brown fox"], SEARCHES[search])
+    assert [one.text for one in free] != [one.text for one in found]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_requests_of_the_engine_keep_to_their_own(ends: bool) -> None:
+    special = ("[PAD]", "[UNK]", "[EOS]") if ends else ("[PAD]", "[UNK]")
+    tokenizer = train_tokenizer(LINES * 3, kind="byte-bpe", vocab_size=300, special_tokens=special)
+    model = built(decoder_only(tokenizer.vocab_size))
+    constraints = [OneOf(("天下", "大势")), Regex("[0-9]{4}"), None, OneOf(("no",))]
+    ids = tokenizer.encode("话说天下")
+    with Engine(model, tokenizer, slots=4, capacity=64) as engine:
+        tickets = [
+            engine.submit(Request(ids=ids, sampling=Sampling(max_new_tokens=20, temperature=1.0, seed=i, constraint=constraint)))
+            for i, constraint in enumerate(constraints)
+        ]
+        runs = [ticket.result(30) for ticket in tickets]
+        broken = engine.submit(Request(ids=ids, sampling=Sampling(constraint=Regex(r"[^\x00-\x{10FFFF}]"))))
+        with pytest.raises(ValueError, match="the constraint asks for text that cannot be"):
+            broken.result(30)
+        assert engine.stats().slots_used == 0
+    assert runs[0].text in ("天下", "大势")
+    assert re.fullmatch("[0-9]{4}", runs[1].text)
+    assert runs[3].text == "no"
+    assert {runs[0].finish_reason, runs[1].finish_reason, runs[3].finish_reason} == {"stop"}
+
+
+def test_only_constraints_are_constraints() -> None:
+    with pytest.raises(ValueError, match="constraint: expected a JsonSchema, a Regex or a OneOf, got str"):
+        Sampling(constraint="yes|no")  # type: ignore[arg-type]

@@ -43,9 +43,13 @@ def models(name: str, settings: str, kind: str, **more: Any) -> tuple[Any, Token
     """Our model and tokenizer, transformers' of the same files, and the folder."""
     tokenizer = tokenizer_of(kind)
     torch.manual_seed(sum(map(ord, name)))
-    sizes = {"BertConfig": TEXT | {"max_position_embeddings": 256}, "DistilBertConfig": {}, "T5Config": T5, "BartConfig": BART | {"max_position_embeddings": 256}}[settings]
-    if settings == "DistilBertConfig":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 256}
+    positions = {"max_position_embeddings": 256}
+    sizes = {
+        "BertConfig": TEXT | positions,
+        "DistilBertConfig": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, **positions},
+        "T5Config": T5,
+        "BartConfig": BART | positions,
+    }[settings]
     marks = {"pad_token_id": tokenizer.pad, "vocab_size": tokenizer.vocab_size}
     if settings in ("T5Config", "BartConfig"):
         end = tokenizer.eos if tokenizer.eos is not None else tokenizer.sep
@@ -121,12 +125,15 @@ ANSWERERS = {
 }
 
 
-def plain_search(theirs: Any, tokenizer: Any, question: str, longest: int, how: dict[str, Any]) -> tuple[dict[tuple[int, int], float], float]:
+Spans = dict[tuple[int, int], float]
+
+
+def plain_search(theirs: Any, tokenizer: Any, question: str, longest: int, how: dict[str, Any]) -> tuple[Spans, float]:
     """Every span's probability by transformers' model and tokenizer, window by window, and that of no answer."""
     segments = theirs.config.model_type == "bert"  # which its own tokenizer would give
     how |= {"return_overflowing_tokens": bool(how), "return_token_type_ids": segments}
     encoded = tokenizer(question, PASSAGE, return_offsets_mapping=True, **how)
-    spans: dict[tuple[int, int], float] = {}
+    spans: Spans = {}
     none = 1.0
     for row in encoded.encodings:
         inputs = {"input_ids": torch.tensor([row.ids])} | ({"token_type_ids": torch.tensor([row.type_ids])} if segments else {})
