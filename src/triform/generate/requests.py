@@ -61,13 +61,27 @@ class Event:
 
 
 @dataclass
+class Speculation:
+    """How often the model was asked (`passes`), and how many tokens were proposed to it and how many of them it took."""
+
+    passes: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The share of the proposals that was taken; 0 where there were none."""
+        return self.accepted / max(1, self.proposed)
+
+
+@dataclass
 class TokenRun:
     """The tokens of one row, those that ended it included, and why it ended.
 
     log_probs: of each token, in nats, as the model gave it.
     tops: at each step the most probable tokens with their log-probabilities, as many as `sampling.top_log_probs`.
     text: without special tokens and stop string, where there is a tokenizer.
-    score: what beam search ranks by.
+    score: what beam search ranks by. speculation: of speculative decoding.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -76,6 +90,7 @@ class TokenRun:
     tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     text: str = ""
     score: float | None = None
+    speculation: Speculation | None = None
 
 
 class Ticket:

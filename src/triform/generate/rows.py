@@ -70,7 +70,7 @@ class Rows:
 
     ids (B, T), mask: prompts of a decoder-only model, padded on the left, or what an encoder reads.
     start: what the decoder of an encoder-decoder begins with. spare: places for further tokens. copies: rows of each
-    prompt, beside one another. alternatives: so many tokens may be tried for one place.
+    prompt, beside one another. alternatives: so many tokens may be tried for one place; with any, rows can go back.
     """
 
     def __init__(
@@ -110,6 +110,11 @@ class Rows:
     def _hidden(self, tokens: Tensor) -> Tensor:
         found: Tensor = self.net(tokens, target=None if self.net.encoder is None else tokens, cache=self.cache, logits=False).hidden
         return found
+
+    def read(self, tokens: Tensor, since: int) -> Tensor:
+        """Scores (R, T, V) after each of several tokens of each row, (R, T), whose first stands in place `since`; later ones are forgotten."""
+        self.cache.truncate(since)
+        return self.score(self._hidden(tokens))
 
     def attempt(self, tokens: Tensor) -> Tensor:
         """Hidden states (R, K, D) of K tokens of each row, (R, K), each tried for the next place; `take` must follow."""

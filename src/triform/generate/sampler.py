@@ -7,6 +7,7 @@ Shapes: R rows, V vocabulary, C candidates left of it. A row is a text that runs
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -110,6 +111,13 @@ class State:
             self._remember([token])
         if self.guide is not None:
             self.guide.accept(token)
+
+    def copy(self) -> State:
+        """Another with the same past, for tokens that are tried out; both draw from one row of random numbers."""
+        new = copy(self)
+        new._ids = self._ids.clone()
+        new.guide = None if self.guide is None else self.guide.copy()
+        return new
 
     def _remember(self, tokens: Sequence[int]) -> None:
         end = self._length + len(tokens)

@@ -41,6 +41,11 @@ class Growing:
         """Give each row the tokens of another (B,), which has the same as it in the first `since` places."""
         self.reorder(rows)
 
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first `length`."""
+        if self.key is not None and self.value is not None:
+            self.key, self.value = self.key[:, :, :length], self.value[:, :, :length]
+
 
 class Preallocated(Growing):
     """The same in a buffer of `capacity` tokens taken at the first pass, so that a step copies only what is new."""
@@ -75,6 +80,9 @@ class Preallocated(Growing):
             if buffer is not None:
                 buffer[:, :, past] = buffer[rows, :, past + choices]
         self.length = past + 1
+
+    def truncate(self, length: int) -> None:
+        self.length = min(self.length, length)
 
     def _copied(self, buffer: Tensor, rows: Tensor) -> Tensor:
         """A buffer with these rows, copied as far as it is filled."""
@@ -252,6 +260,19 @@ class Cache:
         """Give each row the tokens of another (B,), which has the same as it in the first `since` places, and the same memory."""
         for store in self.layers:
             store.exchange(rows, since)
+
+    def truncate(self, length: int) -> None:
+        """Forget all after the first `length` places. Raises ValueError where a layer keeps no more than its window."""
+        if length >= self.length:
+            return
+        if any(isinstance(store, Windowed) for store in self.layers):
+            raise ValueError("a windowed cache cannot go back, as it forgets what leaves the window; make the cache with windowed=False")
+        for store in self.layers:
+            store.truncate(length)
+        self.length = length
+        if self.seen is not None and self.positions is not None:
+            self.seen, self.positions = self.seen[:, :length], self.positions[:, :length]
+            self.count = self.seen.sum(1, keepdim=True)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the batch rows (B',) named, in that order (beam search, finished rows)."""
