@@ -112,7 +112,7 @@ class Rows:
         return found
 
     def read(self, tokens: Tensor, since: int) -> Tensor:
-        """Scores (R, T, V) after each of several tokens of each row, (R, T), whose first stands in place `since`; later ones are forgotten."""
+        """Scores (R, T, V) after each of several tokens of each row, (R, T), from place `since` on, where others may have stood."""
         self.cache.truncate(since)
         return self.score(self._hidden(tokens))
 

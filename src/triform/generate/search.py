@@ -22,10 +22,12 @@ from .beam import Quest, beam_search
 from .constrained import Matcher
 from .contrastive import contrastive_search
 from .forms import Module, batches, check_ids, evaluating, expect, listed, padded
-from .requests import FinishReason, TokenRun
+from .requests import FinishReason, Speculation, TokenRun
 from .rows import Ending, Rows, Watch, room
 from .sampler import Guide, State, choose, history_of
 from .sampling import Beams, Contrastive, Sampling
+from .speculative import Draft, Lookup
+from .speculative import speculate as speculated
 from .stream import TextStream
 
 
@@ -41,6 +43,7 @@ class Generation:
     prompt_ids: the tokens that the model read.
     tops: at each step the most probable tokens and their log-probabilities, as many as `Sampling.top_log_probs`.
     score: what beam search ranks by: the sum of log-probabilities over the length to the power of the length penalty.
+    speculation: of speculative decoding, how many tokens were proposed and taken.
     """
 
     text: str
@@ -50,6 +53,7 @@ class Generation:
     prompt_ids: list[int]
     tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     score: float | None = None
+    speculation: Speculation | None = None
 
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -108,6 +112,7 @@ class _Call:
     first: list[int]  # what the decoder of an encoder-decoder begins with
     streams: Sequence[TextStream] | None = None  # of each prompt, where stop strings are to end its beams
     guides: Sequence[Guide | None] | None = None  # of each prompt
+    speculate: Draft | Lookup | None = None
 
     def run(self, ids: Tensor, mask: Tensor | None) -> list[TokenRun]:
         """The runs of prompts (B, T), mask (B, T)."""
@@ -116,6 +121,10 @@ class _Call:
         alternatives = min(search.top_k, _vocab_size(spec)) if isinstance(search, Contrastive) else 0
         most = [room(spec, length, len(self.first), how.max_new_tokens, reads_last=alternatives > 0) for length in lengths]
         states = self._states(ids, mask)
+        if self.speculate is not None:
+            prompts = ids.tolist() if mask is None else [row[seen].tolist() for row, seen in zip(ids, mask, strict=True)]
+            rows_of = enumerate(zip(prompts, states, most, strict=True))
+            return [speculated(self.net, (own, self.first), state, each, self.ending, self.speculate, row) for row, (own, state, each) in rows_of]
         copies = search.num_beams if isinstance(search, Beams) else 1
         rows = Rows(self.net, ids, mask, self.first, max(most), copies=copies, alternatives=alternatives)
         if isinstance(search, Contrastive):
@@ -171,6 +180,7 @@ def generate(
     *,
     on_text: Callable[[int, str], None] | None = None,
     start: int | Sequence[int] | None = None,
+    speculate: Draft | Lookup | None = None,
     batch_size: int = 32,
 ) -> list[Generation]:
     """Continue each prompt (decoder-only), or answer it (encoder-decoder).
@@ -182,6 +192,8 @@ def generate(
         the pieces joined are its text. With beams, once with the best text.
     start: what the decoder of an encoder-decoder begins with; left out, the tokenizer's `start`, or where it has none
         its bos, or its pad as in T5.
+    speculate: let a smaller model or a look-up in the text propose tokens, which the model reads several at a time; the text is
+        what it would be, or has the same distribution. One prompt at a time.
     batch_size: so many prompts run at once, those of like length together.
 
     With beams, `num_return_sequences` texts for each prompt, the best first.
@@ -192,6 +204,8 @@ def generate(
     """
     sampling = _spelled(sampling or Sampling(), tokenizer)
     net = expect(model, "generate")
+    if speculate is not None:
+        _check_speculation(speculate, sampling, tokenizer)
     encodes = net.encoder is not None
     first = (tokenizer.start or [decoder_start(tokenizer)]) if encodes and start is None else [start] if isinstance(start, int) else start
     prompt_ids = _encode(tokenizer, prompts, encodes)
@@ -213,7 +227,7 @@ def generate(
         how = _with_seeds(sampling, [seeds[row] for row in rows])
         guides = _guides(how, tokenizer, eos, [[] if encodes else prompt_ids[row] for row in rows])
         begin = list(first or []) if encodes else []
-        call = _Call(net, how, Ending(eos, watch), barred, begin, streams if sampling.stop else None, guides)
+        call = _Call(net, how, Ending(eos, watch), barred, begin, streams if sampling.stop else None, guides, speculate)
         with evaluating(net):
             runs = call.run(inputs, mask)
         each = len(runs) // len(rows)
@@ -223,6 +237,14 @@ def generate(
             if beams and on_text is not None:
                 on_text(row, results[row][0].text)
     return [one for row in range(len(prompt_ids)) for one in results[row]]
+
+
+def _check_speculation(speculate: Draft | Lookup, sampling: Sampling, tokenizer: Tokenizer) -> None:
+    if sampling.search is not None:
+        raise ValueError("speculate: expected no `search` beside it; beams and contrastive search do not go on with one token at a time")
+    other = speculate.tokenizer if isinstance(speculate, Draft) else None
+    if other is not None and other.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise ValueError("the draft's tokenizer has other tokens than the model's; expected a draft with the same tokenizer")
 
 
 def _guides(how: Sampling, tokenizer: Tokenizer, eos: frozenset[int], contexts: Sequence[list[int]]) -> list[Guide | None] | None:
@@ -242,7 +264,7 @@ def _written(run: TokenRun, stream: TextStream, eos: frozenset[int]) -> TextStre
 
 
 def _told(run: TokenRun, stream: TextStream, prompt: list[int]) -> Generation:
-    return Generation(stream.text, run.ids, run.log_probs, run.finish_reason, prompt, run.tops, run.score)
+    return Generation(stream.text, run.ids, run.log_probs, run.finish_reason, prompt, run.tops, run.score, run.speculation)
 
 
 def _spelled(sampling: Sampling, tokenizer: Tokenizer) -> Sampling:

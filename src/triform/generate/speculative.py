@@ -58,11 +58,12 @@ class Lookup:
 
 
 def speculate(
-    net: Transformer, prompt: tuple[Sequence[int], Sequence[int]], state: State, room: int, ending: Ending, how: Draft | Lookup
+    net: Transformer, prompt: tuple[Sequence[int], Sequence[int]], state: State, room: int, ending: Ending, how: Draft | Lookup, row: int = 0
 ) -> TokenRun:
     """The text that follows one prompt, at most `room` tokens.
 
     prompt: what a decoder-only model goes on from, or an encoder reads; and what the decoder of an encoder-decoder begins with.
+    row: its number in the call, for who watches.
     Raises ValueError for a draft of another form.
     """
     reader = _Reader(net, *prompt, room)
@@ -72,13 +73,14 @@ def speculate(
     while True:
         told.passes += 1
         told.proposed += len(proposed)
-        for i, row in enumerate(scores.split(1)):
-            token, taken = _chosen(row, state, proposed[i] if i < len(proposed) else None)
+        for i in range(len(scores)):
+            own = scores[i : i + 1]
+            token, taken = _chosen(own, state, proposed[i] if i < len(proposed) else None)
             told.accepted += taken
-            total = log_totals(row)
-            top = tops(row, total, [state.sampling.top_log_probs])[0]
+            total = log_totals(own)
+            top = tops(own, total, [state.sampling.top_log_probs])[0]
             state.accept(token)
-            if ending.ends(run, 0, room, (token, float(row[0, token] - total), top), complete=state.complete):
+            if ending.ends(run, row, room, (token, float(own[0, token] - total), top), complete=state.complete):
                 return run
             if not taken:
                 break
