@@ -278,8 +278,9 @@ class Tape:
             tape.ledger.moment = f"second forward of {layer}"
             (kept,) = node.saved or ()
             assert isinstance(kept, Storage)
+            tape.offload, offload = False, tape.offload  # the block goes back at once
             again = block(Tensor(kept, count, width, origin))
-            tape._replay = None
+            tape._replay, tape.offload = None, offload
             tape.forget_casts()
             assert isinstance(again.node, Node)
             again.node.grad = grad
