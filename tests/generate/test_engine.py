@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from triform import config
 from triform.generate import Sampling, generate, generate_ids
+from triform.generate.admission import row_of
 from triform.generate.batch import Batch
-from triform.generate.engine import Engine, row_of
+from triform.generate.engine import Engine
 from triform.generate.requests import Event, Full, Request, Ticket
 from triform.generate.runner import Runner
 from triform.generate.sampling import Beams
@@ -322,7 +323,7 @@ def test_a_stop_string_ends_one_request(settled: Any) -> None:
         ("plain", {"ids": [-1]}, "from 0 on, got -1"),
         ("plain", {"ids": [1] * 100}, "has 100 tokens and the engine's slots hold 64"),
         ("learned", {"ids": [1] * 65}, "64 learned positions"),
-        ("plain", {"ids": [1], "sampling": Sampling(stop=("a",))}, "with a tokenizer"),
+        ("plain", {"ids": [1], "sampling": Sampling(stop=("a",))}, "expected a tokenizer too"),
         ("plain", {"ids": [1], "sampling": Sampling(search=Beams())}, "use `generate`"),
         ("plain", {"ids": [1], "sampling": Sampling(logit_bias={60: 1.0})}, "below the model's 60 tokens"),
         ("both", {"ids": [1]}, "start: expected"),

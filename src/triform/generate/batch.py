@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from .requests import Event, FinishReason
+from triform.nn import Transformer
+from triform.text import Tokenizer
+
+from .admission import row_of
+from .forms import evaluating
+from .requests import Event, FinishReason, Request, Ticket, TokenRun
+from .rows import Watch, room
 from .runner import Runner
 from .sampler import Choices, NoChoice, choose
 from .scheduler import Row, Scheduler
+from .slots import Slots, device_memory, token_bytes
+
+_CHUNK = 1024  # tokens of prompts a step, where nobody waits for a first token
 
 
 class Batch:
-    """Requests that run together, each as if it were alone. `tokens`: how many were generated; `read`: of prompts."""
+    """Requests that run together, each as if it were alone.
+
+    tokens: how many were generated; read: of prompts. error: what the last request that failed did so for.
+    """
 
     def __init__(self, runner: Runner, chunk: int) -> None:
         encodes = runner.net.encoder is not None
@@ -22,6 +35,7 @@ class Batch:
         reuse = not encodes and not runner.has_prefix
         self.scheduler = Scheduler(runner.slots.slots, chunk, reuse=reuse, whole=runner.has_prefix)
         self.tokens = self.read = 0
+        self.error: Exception | None = None
 
     def add(self, row: Row) -> None:
         """Let a request wait for its turn."""
@@ -75,7 +89,7 @@ class Batch:
         """End a request with an error; its keys and values are not to be trusted."""
         self.scheduler.release(row, keep=False)
         self.slots.wipe(row.slot)
-        row.ticket.error = error
+        row.ticket.error = self.error = error
         row.ticket.hear(Event(None, finish_reason="error", error=str(error)))
 
     def _begin(self, row: Row) -> None:
@@ -153,6 +167,66 @@ class Batch:
                 self._fail(row, error)
 
 
+def run_together(
+    net: Transformer,
+    tokenizer: Tokenizer | None,
+    requests: Sequence[Request],
+    *,
+    rows: int,
+    on_text: Callable[[int, str], None] | None = None,
+    watch: Watch | None = None,
+) -> list[TokenRun]:
+    """The runs of requests, so many `rows` of which run at once, in the caller's thread.
+
+    on_text hears as `on_text(number, piece)` the text as it comes; `watch` is called as `watch(number, token, last)` with
+    every token, and ends a request by giving True.
+    Raises ValueError, before anything runs, for what the model cannot run and a cache beyond the machine's memory.
+    """
+    if rows < 1:
+        raise ValueError(f"batch_size: expected at least one row, got {rows}")
+    if not requests:
+        return []
+    with evaluating(net):
+        batch = Batch(Runner(net, _slots_for(net, requests, rows)), _CHUNK)
+        tickets = [Ticket(request, _listener(number, on_text)) for number, request in enumerate(requests)]
+        for number, ticket in enumerate(tickets):
+            row = row_of(net, tokenizer, ticket, batch.slots)
+            row.watch = None if watch is None else partial(watch, number)
+            batch.add(row)
+        while batch.scheduler.busy:
+            batch.step()
+            if batch.error is not None:
+                raise batch.error
+    return [ticket.run for ticket in tickets]
+
+
+def _listener(number: int, on_text: Callable[[int, str], None] | None) -> Callable[[Event], None]:
+    def hear(event: Event) -> None:
+        if on_text is not None and event.text:
+            on_text(number, event.text)
+
+    return hear
+
+
+def _slots_for(net: Transformer, requests: Sequence[Request], rows: int) -> Slots:
+    """As many slots as run at once, each as large as the longest request needs."""
+    encodes, like = net.encoder is not None, next(net.parameters())
+    capacity = source = 1
+    for request in requests:
+        length = len(request.ids)
+        first = max(1, len(request.start or ())) if encodes else length
+        capacity = max(capacity, first + room(net.config, length, first, request.sampling.max_new_tokens) - 1)
+        source = max(source, length)
+    rows = min(rows, len(requests))
+    need = rows * (capacity + (source if encodes else 0)) * token_bytes(net.config, like.element_size())
+    if (there := device_memory(like.device)) is not None and need > there:
+        raise ValueError(
+            f"the cache of {rows:,} rows of {capacity:,} tokens takes {need / 2**30:,.0f} GiB and the memory has {there / 2**30:,.0f}; "
+            "lower max_new_tokens or batch_size"
+        )
+    return Slots(net.config, rows, capacity, source if encodes else 0, like)
+
+
 def _left(row: Row) -> FinishReason:
     return "cancelled" if row.ticket.cancelled else "deadline"
 
@@ -167,6 +241,8 @@ def _take(row: Row, token: int, log_prob: float, top: tuple[tuple[int, float], .
     row.tokens.append(token)
     reason: FinishReason | None = "stop" if at_end or row.state.complete else "length" if len(run.ids) >= row.room else None
     piece = ""
+    if row.watch is not None and row.watch(token, reason is not None):
+        reason = "stop_string"
     if row.stream is not None:
         piece = "" if at_end else row.stream.push(token)
         if reason is not None:

@@ -14,20 +14,15 @@ from typing import Any
 
 import torch
 
-from triform import config
-from triform.nn import Transformer
 from triform.text import Tokenizer
-from triform.text.framing import decoder_start
 
+from .admission import row_of
 from .batch import Batch
-from .constrained import Matcher
-from .forms import Module, check_ids, expect, longest
+from .forms import Module, expect
 from .requests import Event, Full, Request, Ticket
 from .runner import Runner
-from .sampler import State
 from .scheduler import Row
 from .slots import Slots, size_of
-from .stream import TextStream
 
 
 @dataclass(frozen=True)
@@ -167,74 +162,3 @@ class Engine:
                         break
                 batch.step()
             batch.cancel()
-
-
-def row_of(net: Transformer, tokenizer: Tokenizer | None, ticket: Ticket, slots: Slots) -> Row:
-    """A request made ready to run. Raises ValueError for what the model cannot run."""
-    request, spec = ticket.request, net.config
-    ids, encodes, sampling = list(request.ids), net.encoder is not None, request.sampling
-    if sampling.search is not None:
-        raise ValueError("search: the engine goes on with one token a request at a time; use `generate` for beams and contrastive search")
-    if sampling.stop and tokenizer is None:
-        raise ValueError("stop: expected an engine with a tokenizer, as stop strings are looked for in the text")
-    if not ids:
-        raise ValueError("ids: expected at least one token; begin an empty prompt with the tokenizer's bos")
-    stack = spec.encoder if encodes else spec.decoder
-    assert stack is not None
-    prompt = _start(request, tokenizer) if encodes else ids
-    check_ids([ids], stack)
-    if encodes and spec.decoder is not None:
-        check_ids([prompt], spec.decoder)
-    assert isinstance(spec.last.input, config.Tokens)
-    if any(token >= spec.last.input.vocab_size for token, _ in sampling.biases):
-        raise ValueError(f"logit_bias: expected ids below the model's {spec.last.input.vocab_size:,} tokens")
-    room = room_of(spec, len(ids), len(prompt), sampling.max_new_tokens)
-    if (encodes and len(ids) > slots.source_capacity) or len(prompt) > slots.capacity:
-        most = slots.source_capacity if encodes else slots.capacity
-        raise ValueError(f"the prompt has {len(ids):,} tokens and the engine's slots hold {most:,}; shorten it, or give a larger capacity")
-    eos = request.eos
-    if eos is None:
-        eos = () if tokenizer is None else tokenizer.ends or ([] if tokenizer.sep is None else [tokenizer.sep])
-    barred = set(request.barred)
-    if tokenizer is not None:
-        barred |= unknown(spec, tokenizer)
-    if sampling.constraint is not None and tokenizer is None:
-        raise ValueError("constraint: expected an engine with a tokenizer, as it is kept by the text that tokens make")
-    guide = None
-    if sampling.constraint is not None and tokenizer is not None:
-        guide = Matcher(sampling.constraint, tokenizer, eos, () if encodes else ids)
-    state = State(sampling, prompt, eos=frozenset(eos), barred=frozenset(barred), guide=guide)
-    # The last token needs no place, as it is not read again.
-    row = Row(ticket, prompt, ids if encodes else (), state, min(room, slots.capacity + 1 - len(prompt)))
-    row.eos = frozenset(eos)
-    if tokenizer is not None:
-        row.stream = TextStream(tokenizer, () if encodes else ids, sampling.stop)
-    return row
-
-
-def _start(request: Request, tokenizer: Tokenizer | None) -> list[int]:
-    if request.start is not None:
-        start = list(request.start)
-    else:
-        start = [] if tokenizer is None else list(tokenizer.start or [decoder_start(tokenizer)])
-    if not start:
-        raise ValueError("start: expected the token that the decoder begins with (the tokenizer's bos, or its pad as T5 has it)")
-    return start
-
-
-def unknown(spec: config.Transformer, tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids that a model has beyond its tokenizer's: rows that round its table up to a size that computes fast."""
-    assert isinstance(spec.last.input, config.Tokens)
-    return frozenset(range(tokenizer.vocab_size, spec.last.input.vocab_size))
-
-
-def room_of(spec: config.Transformer, length: int, first: int, wanted: int) -> int:
-    """How many tokens may follow a prompt, after `first` that a decoder begins with.
-
-    Raises ValueError for a prompt longer than the learned positions.
-    """
-    limit = longest(spec.encoder if spec.encoder is not None else spec.decoder)
-    if limit is not None and length > limit:
-        raise ValueError(f"a prompt has {length:,} tokens and the model has {limit:,} learned positions; shorten it")
-    limit = longest(spec.decoder)
-    return wanted if limit is None else min(wanted, limit + 1 - first)

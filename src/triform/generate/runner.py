@@ -13,6 +13,11 @@ from triform.nn.mask import View
 
 from .forms import padded
 from .slots import Slots
+from .stepper import Stepper
+
+Work = Sequence[tuple[int, Sequence[int]]]  # slots, and the tokens that are read into each
+
+_FEW = 8  # tokens of a slot, up to which the native step is faster than the modules
 
 
 class Runner:
@@ -22,13 +27,40 @@ class Runner:
         assert net.config.decoder is not None
         self.net, self.slots = net, slots
         self.has_prefix = any(block.attention.mask == "prefix" for block in net.config.decoder.pattern)
+        self.stepper = Stepper.of(net)
 
-    def read(self, work: Sequence[tuple[int, Sequence[int]]], whole: Sequence[bool]) -> Tensor:
+    def read(self, work: Work, whole: Sequence[bool]) -> Tensor:
         """Read tokens into slots; gives scores (N, V) of what follows the last token of each.
 
         work: slots in rising order, with their new tokens; whole: whether these are a prompt from its first to its last
         token, which a model with a prefix sees both ways.
         """
+        if self.stepper is None:
+            return self._pass(work, whole)
+        few = torch.tensor([len(ids) <= _FEW and not (self.has_prefix and both) for (_, ids), both in zip(work, whole, strict=True)])
+        if bool(few.all()):
+            return self._steps(self.stepper, work)
+        longer = (~few).nonzero()[:, 0].tolist()
+        passed = self._pass([work[i] for i in longer], [whole[i] for i in longer])
+        if len(longer) == len(work):
+            return passed
+        stepped = self._steps(self.stepper, [work[i] for i in few.nonzero()[:, 0].tolist()])
+        scores = stepped.new_empty(len(work), stepped.shape[1])
+        scores[few], scores[~few] = stepped, passed.type_as(stepped)
+        return scores
+
+    def _steps(self, stepper: Stepper, work: Work) -> Tensor:
+        """As `read`, in one native call."""
+        counts = [len(ids) for _, ids in work]
+        self.slots.reserve([(slot, count) for (slot, _), count in zip(work, counts, strict=True)])
+        tokens = torch.tensor([i for _, some in work for i in some])
+        slots = torch.tensor([slot for slot, ids in work for _ in ids])
+        scores = stepper.step(tokens, slots, self.slots, torch.tensor(counts).cumsum(0) - 1)
+        self.slots.advance()
+        return scores
+
+    def _pass(self, work: Work, whole: Sequence[bool]) -> Tensor:
+        """As `read`, by the model's own modules."""
         net, slots = self.net, self.slots
         assert net.decoder is not None
         counts = [len(ids) for _, ids in work]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from heapq import heappop, heappush
 
 import numpy as np
@@ -36,6 +36,7 @@ class Row:
         self.encoded = not len(source)
         self.stream: TextStream | None = None
         self.eos: Collection[int] = frozenset()
+        self.watch: Callable[[int, bool], bool] | None = None  # called with each token and whether it is the last; True ends
 
     @property
     def pending(self) -> int:

@@ -9,22 +9,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from triform import config
 from triform.nn import Transformer
 from triform.text import Tokenizer
-from triform.text.framing import decoder_start, source
 from triform.text.framing import prompts as framed_prompts
+from triform.text.framing import source
 
+from .admission import ends_of, spelled, start_of, unknown
+from .batch import run_together
 from .beam import Quest, beam_search
 from .constrained import Matcher
 from .contrastive import contrastive_search
 from .forms import Module, batches, check_ids, evaluating, expect, listed, padded
-from .requests import FinishReason, Speculation, TokenRun
+from .requests import FinishReason, Request, Speculation, TokenRun
 from .rows import Ending, Rows, Watch, room
-from .sampler import Guide, State, choose, history_of
+from .sampler import Guide, State, history_of
 from .sampling import Beams, Contrastive, Sampling
 from .speculative import Draft, Lookup
 from .speculative import speculate as speculated
@@ -95,6 +96,10 @@ def generate_ids(
         raise ValueError("watch: expected none with beams, as no token is certain before the end")
     if sampling.constraint is not None:
         raise ValueError("constraint: expected none with ids, as it is kept by the text that a tokenizer's tokens make; use `generate`")
+    if sampling.search is None:
+        seen = ids.tolist() if mask is None else [row[real].tolist() for row, real in zip(ids, mask.bool(), strict=True)]
+        requests = _requests(sampling, seen, start=first, eos=eos, barred=barred)
+        return run_together(net, None, requests, rows=len(requests), watch=watch)
     call = _Call(net, sampling, Ending(frozenset(eos), watch), frozenset(barred), first)
     with evaluating(net) as device:
         ids = ids.to(device)
@@ -129,8 +134,7 @@ class _Call:
         rows = Rows(self.net, ids, mask, self.first, max(most), copies=copies, alternatives=alternatives)
         if isinstance(search, Contrastive):
             return contrastive_search(rows, states, most, search, self.ending, None if self.first else mask)
-        if not isinstance(search, Beams):
-            return _one_by_one(rows, states, most, self.ending)
+        assert isinstance(search, Beams)
         streams: Sequence[TextStream | None] = self.streams or [None] * len(states)
         quests = [Quest(state, each, self.ending.eos, stream) for state, each, stream in zip(states, most, streams, strict=True)]
         history = history_of([state for state in states for _ in range(copies)], ids.device) if how.looks_back else None
@@ -146,30 +150,11 @@ class _Call:
         return [State(how, ids, eos=eos, barred=barred, seed=seed, guide=guide) for ids, seed, guide in rows]
 
 
-def _one_by_one(rows: Rows, states: Sequence[State], room: Sequence[int], ending: Ending) -> list[TokenRun]:
-    """The text of each row, greedily or by chance."""
-    runs = [TokenRun() for _ in room]
-    names = list(range(len(room)))  # the row of the call that each row of the running batch is
-    live = names  # the places in the running batch of rows that have not ended
-    for step in range(1, max(room) + 1):
-        found = choose(rows.scores if len(live) == len(names) else rows.scores[live], [states[names[place]] for place in live])
-        ended = []
-        for place, token, log_prob, top in zip(live, found.tokens.tolist(), found.log_probs.tolist(), found.tops, strict=True):
-            row = names[place]
-            ended.append(ending.ends(runs[row], row, room[row], (token, log_prob, top), complete=states[row].complete))
-        tokens = found.tokens.new_zeros(len(names))
-        tokens[live] = found.tokens
-        live = [place for place, over in zip(live, ended, strict=True) if not over]
-        if not live:
-            break
-        # Ended rows run along until taking them out, which copies the cache, is worth it, or until they have no position left.
-        if len(live) <= 0.75 * len(names) or any(room[row] <= step for row in names):
-            kept = torch.tensor(live, device=tokens.device)
-            rows.keep(kept)
-            tokens, names = tokens[kept], [names[place] for place in live]
-            live = list(range(len(names)))
-        rows.advance(tokens[:, None])
-    return runs
+def _requests(sampling: Sampling, prompts: Sequence[Sequence[int]], **more: Any) -> list[Request]:
+    """A request for each prompt, with a seed of its own."""
+    seeds = sampling.seeds(len(prompts))
+    rows = zip(prompts, seeds, strict=True)
+    return [Request(ids=ids, sampling=sampling if sampling.greedy else replace(sampling, seed=seed), **more) for ids, seed in rows]
 
 
 def generate(
@@ -194,7 +179,7 @@ def generate(
         its bos, or its pad as in T5.
     speculate: let a smaller model or a look-up in the text propose tokens, which the model reads several at a time; the text is
         what it would be, or has the same distribution. One prompt at a time.
-    batch_size: so many prompts run at once, those of like length together.
+    batch_size: so many prompts run at once; with beams and contrastive search those of like length together.
 
     With beams, `num_return_sequences` texts for each prompt, the best first.
     A row ends with any of the tokenizer's `ends`. Ids that the model has and the tokenizer has not are never chosen.
@@ -202,12 +187,12 @@ def generate(
     Raises ValueError, before anything runs, for a model of another form, and for a prompt that is empty
     without a bos or that is longer than the model's learned positions.
     """
-    sampling = _spelled(sampling or Sampling(), tokenizer)
+    sampling = spelled(sampling or Sampling(), tokenizer)
     net = expect(model, "generate")
     if speculate is not None:
         _check_speculation(speculate, sampling, tokenizer)
     encodes = net.encoder is not None
-    first = (tokenizer.start or [decoder_start(tokenizer)]) if encodes and start is None else [start] if isinstance(start, int) else start
+    first = start_of(tokenizer) if encodes and start is None else [start] if isinstance(start, int) else start
     prompt_ids = _encode(tokenizer, prompts, encodes)
     for row, ids in enumerate(prompt_ids):
         if not ids:
@@ -216,8 +201,11 @@ def generate(
     spec = net.config.encoder if encodes else net.config.decoder
     assert spec is not None
     check_ids(prompt_ids, spec)
-    eos = frozenset(tokenizer.ends or ([] if tokenizer.sep is None else [tokenizer.sep]))
-    barred, seeds = frozenset(_unknown(net.config, tokenizer)), sampling.seeds(len(prompt_ids))
+    if sampling.search is None:
+        runs = run_together(net, tokenizer, _requests(sampling, prompt_ids, start=first), rows=batch_size, on_text=on_text)
+        found = zip(runs, prompt_ids, strict=True)
+        return [Generation(run.text, run.ids, run.log_probs, run.finish_reason, ids, run.tops) for run, ids in found]
+    eos, barred, seeds = ends_of(tokenizer), unknown(net.config, tokenizer), sampling.seeds(len(prompt_ids))
     results: dict[int, list[Generation]] = {}
     for rows in batches([len(ids) for ids in prompt_ids], batch_size):
         streams = [TextStream(tokenizer, [] if encodes else prompt_ids[row], sampling.stop) for row in rows]
@@ -267,16 +255,6 @@ def _told(run: TokenRun, stream: TextStream, prompt: list[int]) -> Generation:
     return Generation(stream.text, run.ids, run.log_probs, run.finish_reason, prompt, run.tops, run.score, run.speculation)
 
 
-def _spelled(sampling: Sampling, tokenizer: Tokenizer) -> Sampling:
-    """The sampling with texts that are not to be written as the tokens that a tokenizer makes of them, alone and after a space."""
-    texts = [word for word in sampling.bad_words if isinstance(word, str)]
-    if not texts:
-        return sampling
-    spelled = tokenizer.encode_batch([form for text in texts for form in (text, f" {text}")], plain=True)
-    given = [word for word in sampling.bad_words if not isinstance(word, str)]
-    return replace(sampling, bad_words=tuple(dict.fromkeys([*given, *(tuple(ids) for ids in spelled)])))
-
-
 def _encode(tokenizer: Tokenizer, prompts: str | Sequence[str | Conversation], encodes: bool) -> list[list[int]]:
     """What the model reads of each prompt."""
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -285,11 +263,6 @@ def _encode(tokenizer: Tokenizer, prompts: str | Sequence[str | Conversation], e
     framed = [source(tokenizer, ids) for ids in tokenizer.encode_batch(texts)] if encodes else framed_prompts(tokenizer, texts)
     of_texts = iter(framed)
     return [tokenizer.encode_chat(conversations[i]) if i in conversations else next(of_texts) for i in range(len(asked))]
-
-
-def _unknown(spec: config.Transformer, tokenizer: Tokenizer) -> range:
-    """The ids that a model has beyond its tokenizer's: rows that round its table up to a size that computes fast."""
-    return range(tokenizer.vocab_size, _vocab_size(spec))
 
 
 def _vocab_size(spec: config.Transformer) -> int:

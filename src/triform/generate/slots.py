@@ -89,9 +89,9 @@ class Slots(Cache):
 
     `plan` says whose the tokens of a pass are, and `advance`, when it is through, adds them to `lengths` (R,), int64 on
     the CPU. Tokens of neighbouring slots, equally many of each, are a pass (B, T) as any other; tokens of any slots are
-    one of B = 1 with `spans`. Whoever makes a pass in another way writes the keys (rotated) and values
-    of a slot's next token at place `lengths[slot]` of `layers[i].key` and `.value`, (R, H, C, W), and leaves `lengths`
-    alone. An encoder's keys and values are in `crosses[i]`, up to `memory_lengths[slot]`. Nothing is read beyond a
+    one of B = 1 with `spans`. Whoever makes a pass in another way tells `reserve`, writes the keys (rotated) and values of
+    a slot's next token at place `lengths[slot]` of `layers[i].key` and `.value`, (R, H, C, W), and leaves `lengths` to
+    `advance`. An encoder's keys and values are in `crosses[i]`, up to `memory_lengths[slot]`. Nothing is read beyond a
     slot's length, and all that was never written is 0. Layers with a window hold all tokens, of which the view leaves
     out those that are too old, so that any beginning of a slot can be used again.
     """
@@ -122,11 +122,8 @@ class Slots(Cache):
 
     def plan(self, work: Work) -> tuple[int, int]:
         """Say whose the tokens of the next pass are: slots in rising order, each with its number of tokens; gives its (B, T)."""
+        self.reserve(work)
         lengths = self.lengths.tolist()
-        ends = [lengths[slot] + count for slot, count in work]
-        if not work or max(ends) > self.capacity:
-            raise ValueError(f"a slot holds {self.capacity} tokens and {max(ends, default=0)} are needed; make the slots larger")
-        self._work = work
         spans = self._spans(work, lengths)
         first, block = spans[0], len(spans) == 1
         self.spans = () if block else tuple(spans)
@@ -136,10 +133,18 @@ class Slots(Cache):
         now = _Pass(first.rows, slots, self._at.flatten(), first.past, first.end, block, first.even, memory)
         for layer in (*self.layers, *self.crosses):
             layer.now = now
-        self._now, self.length = now, max(ends)
-        for (slot, _), end in zip(work, ends, strict=True):
-            self._touched[slot] = max(self._touched[slot], end)
+        self._now, self.length = now, max(span.end for span in spans)
         return self._at.shape[0], self._at.shape[1]
+
+    def reserve(self, work: Work) -> None:
+        """See that there is room for the tokens of a pass that is made without `plan`; `advance` counts them."""
+        lengths = self.lengths.tolist()
+        for slot, count in work:
+            end = lengths[slot] + count
+            if end > self.capacity:
+                raise ValueError(f"a slot holds {self.capacity} tokens and {end} are needed; make the slots larger")
+            self._touched[slot] = max(self._touched[slot], end)
+        self._work = work
 
     def _spans(self, work: Work, lengths: list[int]) -> list[Span]:
         spans, first, start = [], 0, 0
