@@ -184,7 +184,7 @@ class Talk:
         if self.asked.dialect is None:
             return _Answer(None)
         parser = tools.ToolParser(self.asked.dialect, self.asked.names, once=self.body.parallel_tool_calls is False)
-        if self.asked.forced:
+        if self.asked.forced and self.asked.dialect == "hermes":
             for _ in parser.push(tools.opening(self.asked.dialect)):
                 pass
         return _Answer(parser)

@@ -14,27 +14,31 @@ from triform.text import Tokenizer
 from .requests import CalledFunction, Tool, ToolCall
 
 # Hermes and Qwen: <tool_call>{"name": …, "arguments": {…}}</tool_call> within text. Llama 3.1: {"name": …, "parameters": {…}} alone.
-Dialect = Literal["hermes", "llama"]
+# Mistral: a list of {"name": …, "arguments": {…}} alone, behind a special token that adds no text.
+Dialect = Literal["hermes", "llama", "mistral"]
 _OPENS, CLOSING = "<tool_call>", "</tool_call>"
+_LIST = "[TOOL_CALLS]"
 
 
 def dialect(tokenizer: Tokenizer) -> Dialect | None:
     """How a tokenizer's chat template has tools called; None where it knows none, or in a way that is not known here."""
-    from jinja2 import meta
+    from jinja2 import nodes
 
     from triform.text import template
 
     source = tokenizer.chat_templates.get("tool_use") or tokenizer.chat_template
-    if source is None or "tools" not in meta.find_undeclared_variables(template.parsed(source)):
+    if source is None or all(found.name != "tools" for found in template.parsed(source).find_all(nodes.Name)):
         return None
     if _OPENS in source:
         return "hermes"
+    if _LIST in source:
+        return "mistral"
     return "llama" if '"parameters"' in source or "'parameters'" in source else None
 
 
 def opening(written: Dialect) -> str:
     """What stands before the JSON of a call."""
-    return f"{_OPENS}\n" if written == "hermes" else ""
+    return {"hermes": f"{_OPENS}\n", "mistral": _LIST, "llama": ""}[written]
 
 
 def schema(tools: Sequence[Tool], written: Dialect) -> dict[str, Any]:
@@ -47,10 +51,12 @@ def schema(tools: Sequence[Tool], written: Dialect) -> dict[str, Any]:
         for key in ("$defs", "definitions"):
             for inner, value in (given.get(key) or {}).items():
                 definitions[f"{name}.{inner}"] = _moved(value, name)
-        arguments = "arguments" if written == "hermes" else "parameters"
+        arguments = "parameters" if written == "llama" else "arguments"
         properties = {"name": {"const": name}, arguments: _moved(own, name)}
         calls.append({"type": "object", "properties": properties, "required": ["name", arguments], "additionalProperties": False})
     found: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if written == "mistral":
+        found = {"type": "array", "items": found, "minItems": 1, "maxItems": 1}
     return found | ({"$defs": definitions} if definitions else {})
 
 
@@ -92,17 +98,17 @@ class ToolParser:
     once: bool = False
     called: int = field(default=0, init=False)
     _held: str = field(default="", init=False)
-    _plain: bool = field(default=False, init=False)  # Llama: the answer does not begin as a call does
+    _plain: bool = field(default=False, init=False)  # Llama and Mistral: the answer does not begin as a call does
 
     def push(self, piece: str) -> Iterator[str | ToolCall]:
         """What one more piece makes certain."""
         self._held += piece
-        yield from self._hermes() if self.written == "hermes" else self._llama()
+        yield from self._hermes() if self.written == "hermes" else self._alone()
 
     def finish(self) -> Iterator[str | ToolCall]:
         """What is left at the end."""
         rest, self._held = self._held, ""
-        calls = self._calls(rest) if self.written == "llama" and not self._plain else []
+        calls = self._calls(rest) if self.written != "hermes" and not self._plain else []
         self.called += len(calls)
         yield from calls[: 1 if self.once else None] or ([rest] if rest else [])
 
@@ -134,9 +140,9 @@ class ToolParser:
         """Text beside calls; the blank lines that part calls are none."""
         return "" if self.called and not text.strip() else text
 
-    def _llama(self) -> Iterator[str | ToolCall]:
+    def _alone(self) -> Iterator[str | ToolCall]:
         begun = self._held.lstrip()
-        if begun and not begun.startswith("{"):
+        if begun and not begun.startswith("[" if self.written == "mistral" else "{"):
             self._plain = True
         if self._plain and self._held:
             text, self._held = self._held, ""
@@ -152,10 +158,10 @@ class ToolParser:
                 data, end = decoder.raw_decode(rest)
             except (ValueError, RecursionError):
                 return []
-            call = call_of(data, self.names)
-            if call is None:
+            calls = [call_of(one, self.names) for one in (data if isinstance(data, list) else [data])]
+            if None in calls:
                 return []
-            found.append(call)
+            found += [call for call in calls if call is not None]
             rest = rest[end:].lstrip("; \n\t")
         return found
 

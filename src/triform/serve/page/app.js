@@ -141,7 +141,7 @@ function likeness(texts, vectors) {
   const norms = vectors.map((vector) => Math.hypot(...vector));
   const cosine = (i, j) => vectors[i].reduce((sum, value, k) => sum + value * vectors[j][k], 0) / (norms[i] * norms[j]);
   const rows = texts.map((text, i) =>
-    make("tr", {}, make("th", {}, `${i + 1}  ${text}`), ...texts.map((_, j) => make("td", { "--share": Math.max(0, 100 * cosine(i, j)) }, cosine(i, j).toFixed(2)))),
+    make("tr", {}, make("th", {}, `${i + 1}  ${text}`), ...texts.map((_, j) => make("td", { "--share": Math.max(0, 100 * cosine(i, j)) }, cosine(i, j).toFixed(2).replace("-", "−")))),
   );
   const head = make("tr", {}, make("th", {}), ...texts.map((_, j) => make("th", {}, `${j + 1}`)));
   return make("div", { class: "table" }, make("table", {}, head, ...rows));
@@ -320,7 +320,7 @@ function grow() {
 function openSettings(open) {
   $("settings-panel").hidden = !open;
   $("open-settings").setAttribute("aria-expanded", open);
-  if (open) $("settings-panel").querySelector("input, textarea").focus();
+  if (open) $("close-settings").focus();
 }
 
 async function start() {
