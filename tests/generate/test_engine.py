@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import time
@@ -20,6 +21,7 @@ from triform.generate import Sampling, generate, generate_ids
 from triform.generate.admission import row_of
 from triform.generate.batch import Batch
 from triform.generate.engine import Engine
+from triform.generate.prepared import prepare
 from triform.generate.requests import Event, Full, Request, Ticket
 from triform.generate.runner import Runner
 from triform.generate.sampling import Beams
@@ -511,3 +513,17 @@ def test_nothing_is_kept_of_requests_that_have_ended() -> None:
     with_one = len(gc.get_objects())
     assert serve(80) - before < 72 * (with_one - before) / 4, "objects, a quarter of what the requests are themselves"
     assert kept.run.ids == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "mixed", "learned", "alibi", "bucketed", "prefix", "both"])
+def test_a_prepared_model_gives_the_same_tokens(kind: str) -> None:
+    model = prepare(copy.deepcopy(model_of(kind)), "fp32")
+    stepped = Stepped(model, 3, 16)
+    assert stepped.batch.runner.stepper is not None
+    steps: list[int] = []
+    step = stepped.batch.runner.stepper.step
+    stepped.batch.runner.stepper.step = lambda *these: (steps.append(len(these[0])), step(*these))[1]  # type: ignore[method-assign]
+    tickets = [stepped.submit(known(kind, number)[0]) for number in range(12)]
+    stepped.finish()
+    assert [ticket.result(0).ids for ticket in tickets] == [known(kind, number)[1] for number in range(12)]
+    assert max(steps) > 2, "rows went through the layers together"
