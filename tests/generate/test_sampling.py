@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from triform.generate.processors import keep_top_p, pick
@@ -21,13 +28,24 @@ from triform.generate.sampler import NoChoice, State, choose, remaining
 from triform.generate.sampling import Sampling
 
 B, V = 5, 40
+ENDS = [3, 11]
 
 
-def theirs(scores: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
-    """transformers' processors in the order in which `generate` applies them."""
+def theirs(scores: Tensor, ids: Tensor, sampling: Sampling, made: int = 0) -> Tensor:
+    """transformers' processors in the order in which `generate` applies them, after `made` tokens that follow the prompt."""
     chain = LogitsProcessorList()
+    if sampling.biases:
+        chain.append(SequenceBiasLogitsProcessor([[[token], float(bias)] for token, bias in sampling.biases]))
     if sampling.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.no_repeat_ngram:
+        chain.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
+    if sampling.bad_words:
+        chain.append(NoBadWordsLogitsProcessor([list(word) for word in sampling.bad_words], ENDS))
+    if sampling.min_new_tokens:
+        chain.append(MinNewTokensLengthLogitsProcessor(ids.shape[1] - made, sampling.min_new_tokens, ENDS))
+    if sampling.greedy:
+        return chain(ids, scores.clone())
     if sampling.temperature != 1:
         chain.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
@@ -36,6 +54,8 @@ def theirs(scores: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
         chain.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
         chain.append(MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p < 1:
+        chain.append(TypicalLogitsWarper(sampling.typical_p))
     return chain(ids, scores.clone())
 
 
@@ -44,8 +64,12 @@ def states_of(sampling: Sampling, seeds: Sequence[int], prompts: Tensor | None =
     return [State(sampling, prompt, seed=seed, **more) for seed, prompt in zip(seeds, before, strict=True)]
 
 
-def ours(scores: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
-    left, places = remaining(scores, states_of(sampling, range(len(ids)), ids))
+def ours(scores: Tensor, ids: Tensor, sampling: Sampling, made: int = 0) -> Tensor:
+    states = states_of(sampling, range(len(ids)), ids[:, : ids.shape[1] - made], eos=ENDS)
+    for state, row in zip(states, ids.tolist(), strict=True):
+        for token in row[len(row) - made :]:
+            state.accept(token)
+    left, places = remaining(scores, states)
     return left if places is None else torch.full_like(scores, -torch.inf).scatter(1, places, left)
 
 
@@ -63,14 +87,24 @@ SETTINGS: list[dict[str, Any]] = [
     {"min_p": 1.0},
     {"repetition_penalty": 1.3},
     {"repetition_penalty": 0.8},
+    {"typical_p": 0.2},
+    {"typical_p": 0.9},
+    {"no_repeat_ngram": 1},
+    {"no_repeat_ngram": 2},
+    {"no_repeat_ngram": 3},
+    {"no_repeat_ngram": 30},
+    {"bad_words": ((5,), (1, 2), (2, 0, 1), (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2))},
+    {"logit_bias": {0: 5.0, 7: -3.5, 39: 100.0}},
+    {"min_new_tokens": 3},
+    {"temperature": 0.9, "typical_p": 0.6, "top_k": 20, "no_repeat_ngram": 2, "logit_bias": {4: 1.0}, "min_new_tokens": 3},
     {"temperature": 1.7, "top_k": 12, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.2},
     {"temperature": 0.3, "top_p": 0.95, "min_p": 0.02},
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("how", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", ["random", "ties", "flat", "eighths"])
-def test_what_is_left_equals_transformers(settings: dict[str, Any], kind: str) -> None:
+def test_what_is_left_equals_transformers(how: dict[str, Any], kind: str) -> None:
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(B, V, generator=generator) * 3
     if kind == "ties":
@@ -80,8 +114,8 @@ def test_what_is_left_equals_transformers(settings: dict[str, Any], kind: str) -
     elif kind == "eighths":  # sums of probabilities that fall exactly on a top-p of one half
         scores = torch.full((B, V), -torch.inf)
         scores[:, 3:9] = torch.tensor([0.125, 0.25, 0.125, 0.125, 0.25, 0.125]).log()
-    ids = torch.randint(V, (B, 6), generator=generator)
-    sampling = Sampling(**({"temperature": 1.0} | settings))
+    ids = torch.randint(3, (B, 10), generator=generator)  # of few tokens, so that they repeat
+    sampling = Sampling(**({"temperature": 1.0} | how))
     expected = theirs(scores, ids, sampling)
     found = ours(scores, ids, sampling)
     if kind != "random" and sampling.top_p < 1:  # which of several level tokens top-p keeps, transformers leaves to an unstable sort
@@ -90,9 +124,58 @@ def test_what_is_left_equals_transformers(settings: dict[str, Any], kind: str) -
 
 
 def test_the_comparison_sees_a_different_setting() -> None:
-    scores, ids = torch.randn(B, V, generator=torch.Generator().manual_seed(1)), torch.zeros(B, 1, dtype=torch.long)
-    other = Sampling(temperature=1.0, top_p=0.6)
-    assert not torch.equal(ours(scores, ids, Sampling(temperature=1.0, top_p=0.5)).isfinite(), theirs(scores, ids, other).isfinite())
+    scores, ids = torch.randn(B, V, generator=torch.Generator().manual_seed(1)), torch.randint(2, (B, 9))
+    pairs = [("top_p", 0.5, 0.6), ("typical_p", 0.5, 0.6), ("no_repeat_ngram", 2, 1), ("min_new_tokens", 1, 0), ("bad_words", ((0,),), ())]
+    for name, one, other in pairs:
+        found, expected = (Sampling(**{"temperature": 1.0, name: value}) for value in (one, other))
+        assert not torch.equal(ours(scores, ids, found).isfinite(), theirs(scores, ids, expected).isfinite()), name
+
+
+def shares(values: Any) -> Any:
+    return st.floats(0.05, values)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    how=st.fixed_dictionaries(
+        {"temperature": st.sampled_from([0.0, 0.3, 1.0, 1.8])},
+        optional={
+            "top_k": st.integers(1, V + 3),
+            "top_p": shares(0.99),
+            "min_p": shares(0.9),
+            "typical_p": shares(0.95),
+            "repetition_penalty": st.floats(0.5, 3),
+            "no_repeat_ngram": st.integers(1, 4),
+            "bad_words": st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3, unique=True)
+            .filter(lambda words: not {(end,) for end in ENDS} & set(words))
+            .map(tuple),
+            "logit_bias": st.dictionaries(st.integers(0, V - 1), st.floats(-5, 5), min_size=1, max_size=4),
+            "min_new_tokens": st.integers(0, 6),
+        },
+    ),
+    seed=st.integers(0, 10_000),
+    made=st.integers(0, 5),
+)
+def test_any_combination_equals_transformers(how: dict[str, Any], seed: int, made: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = 3 * torch.randn(B, V, generator=generator)
+    ids = torch.randint(5, (B, 8), generator=generator)
+    sampling = Sampling(**how)
+    found, expected = ours(scores, ids, sampling, made), theirs(scores, ids, sampling, made)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.5, 0.0), (0.0, 0.7), (-1.0, 0.25)])
+def test_presence_and_frequency_count_what_was_generated(presence: float, frequency: float) -> None:
+    scores, ids = torch.randn(2, V, generator=torch.Generator().manual_seed(6)), torch.tensor([[9, 8, 7, 7, 4], [7, 9, 9, 9, 9]])
+    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency)
+    expected = scores.clone()
+    for row, made in enumerate(ids[:, 2:].tolist()):
+        for token in set(made):
+            expected[row, token] -= presence + frequency * made.count(token)
+    torch.testing.assert_close(ours(scores, ids, sampling, made=3), expected, rtol=0, atol=1e-6)
+    assert (ours(scores, ids, sampling, made=4) - expected).abs().max() > 0.1
+    assert torch.equal(ours(scores, ids, sampling), scores)
 
 
 def chi_square(counts: Tensor, chances: Tensor) -> float:
@@ -100,28 +183,44 @@ def chi_square(counts: Tensor, chances: Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_samples_follow_the_distribution() -> None:
-    chances = torch.tensor([0.4, 0.05, 0.2, 0.15, 0.1, 0.1], dtype=torch.double)
-    other = torch.tensor([0.37, 0.06, 0.2, 0.16, 0.11, 0.1], dtype=torch.double)
-    rows, steps = 64, 320
-    states = states_of(Sampling(temperature=1.0), range(rows))
-    scores = chances.log().float().expand(rows, -1)
-    drawn = torch.cat([choose(scores, states).tokens for _ in range(steps)])
-    counts = drawn.bincount(minlength=6).double()
-    limit = 20.5  # chi-square of 5 degrees of freedom exceeds it once in a thousand
-    assert chi_square(counts, chances) < limit
-    assert chi_square(counts, other) > 2 * limit
+WARPERS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.5},
+    {"top_k": 3},
+    {"top_p": 0.7},
+    {"min_p": 0.3},
+    {"typical_p": 0.6},
+    {"logit_bias": {0: -1.0, 3: 1.5}},
+    {"repetition_penalty": 2.0},
+    {"presence_penalty": 0.8},
+    {"frequency_penalty": 0.6},
+    {"temperature": 1.4, "top_k": 5, "top_p": 0.9, "presence_penalty": 0.3},
+]
 
 
-def test_filtered_samples_follow_the_renormalised_distribution() -> None:
-    sampling = Sampling(temperature=0.5, top_k=3)
-    states = states_of(sampling, range(64))
-    scores = torch.tensor([1.0, 0.2, -3.0, 0.9, 0.1, -1.0])
-    counts = torch.cat([choose(scores.expand(64, -1), states).tokens for _ in range(320)]).bincount(minlength=6).double()
-    kept = torch.tensor([0, 1, 3])
-    assert counts.sum() == counts[kept].sum()
-    assert chi_square(counts[kept], (scores[kept].double() / 0.5).softmax(0)) < 13.9
-    assert chi_square(counts[kept], scores[kept].double().softmax(0)) > 100
+@pytest.mark.parametrize("how", WARPERS, ids=str)
+def test_samples_follow_the_distribution(how: dict[str, Any]) -> None:
+    """Over eight tokens, after the tokens 0, 1, 1, of which the last two were generated; chances are told by transformers or by hand."""
+    scores, ids = torch.tensor([[1.0, 2.2, -0.5, 0.9, 0.1, -2.0, 1.6, 0.4]]), torch.tensor([[0, 1, 1]])
+    sampling, rows = Sampling(**({"temperature": 1.0} | how)), 4096
+    states = states_of(sampling, range(rows), ids[:, :1].expand(rows, -1))
+    for state in states:
+        state.accept(1)
+        state.accept(1)
+    counts = choose(scores.expand(rows, -1), states).tokens.bincount(minlength=8).double()
+
+    def misfit(scores: Tensor) -> float:
+        """Chi-square, divided by what it exceeds once in ten thousand (Wilson and Hilferty 1931)."""
+        less = torch.tensor([0.0, sampling.presence_penalty + 2 * sampling.frequency_penalty, *[0.0] * 6])
+        chances = theirs(scores - less, ids, sampling)[0].double().softmax(-1)
+        kept = chances > 0
+        if counts[~kept].sum() > 0:
+            return math.inf
+        free = int(kept.sum()) - 1
+        return chi_square(counts[kept], chances[kept]) / (free * (1 - 2 / (9 * free) + 3.72 * (2 / (9 * free)) ** 0.5) ** 3)
+
+    assert misfit(scores) < 1
+    assert misfit(scores + torch.tensor([0.0, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])) > 1
 
 
 def test_a_place_of_no_probability_is_never_picked() -> None:
