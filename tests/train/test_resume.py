@@ -156,6 +156,21 @@ def test_a_run_does_not_go_on_with_what_has_changed_under_it(what: str, data: Pa
         run(made, folder, resume=True, report=quiet)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_another_number_of_threads_is_told(more: int, stopped: tuple[Recipe, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    made, folder = stopped
+    before = torch.get_num_threads()
+    capsys.readouterr()
+    try:
+        torch.set_num_threads(before + more)
+        assert run(made, folder, resume=True, report=quiet).finished
+    finally:
+        torch.set_num_threads(before)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == more
+    assert all(f"begun with {before} threads and going on with {before + 1}" in line for line in lines)
+
+
 SCRIPT = "import sys; from triform.cli import run; sys.exit(run(sys.argv[1:]))"
 
 

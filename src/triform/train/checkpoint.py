@@ -58,8 +58,8 @@ def parts_of(model: torch.nn.Module, optimizer: Optimizer, average: Average | No
 def verify(path: Path) -> None:
     """Raise ValueError when a checkpoint's files are not those that were written."""
     try:
-        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
-        if not lines or not lines[-1].endswith("  state.json"):
+        *lines, end = (path / _SUMS).read_bytes().decode().split("\n")
+        if end or not lines or not lines[-1].endswith("  state.json"):
             raise ValueError(f"{_SUMS} is cut short")
         for wanted, _, name in (line.partition("  ") for line in lines):
             if _sum(path / Path(name).name) != wanted:

@@ -102,6 +102,7 @@ class Trainer(Steps):
             load_checkpoint(newest, self.model, self.optimizer, self.average)
         counts: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "validated": None, "last": {}}
         self.state: dict[str, Any] = saved or counts | {"guard": None, "precision": precision, **facts}
+        self._note_threads()
         if self.watch is not None:
             self.state["guard"] = self.watch.memory = self.state["guard"] or self.watch.memory
         if self.scaling is not None:
@@ -117,6 +118,15 @@ class Trainer(Steps):
                 f"train.start: the model in {start.path} has another tokenizer than this run; set tokenizer.path={start.path}"
             )
         start.begin(self.model)
+
+    def _note_threads(self) -> None:
+        """Say so where a run goes on with another number of threads: kernels share sums out among them, and so round otherwise."""
+        now = torch.get_num_threads()
+        before = self.state.get("threads", now)
+        self.state["threads"] = now
+        if self.device == "cpu" and before != now:
+            told = f"{self.folder}: begun with {before} threads and going on with {now}, so its last bits will not be those of one run"
+            print(f"{told}; OMP_NUM_THREADS={before} would keep them", file=sys.stderr)
 
     def fit(self, report: Report) -> bool:
         """Run the steps that are left. False when interrupted by a signal, with a checkpoint written."""
