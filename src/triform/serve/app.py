@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -17,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from triform import __version__
 
 from . import chat, completions, judging, pages
-from .errors import ServeError, bad, from_validation
+from .errors import ServeError, from_validation
 from .guard import Guard
 from .models import Models, Writer
 from .responses import ErrorBody, Health, ModelCard, ModelList
@@ -37,26 +35,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class _StrictJSON(Request):
-    """A request whose body is JSON by the letter: no NaN, no half characters, no bottomless nesting."""
-
-    async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise bad(f"the body is not JSON: {error}", code="invalid_json") from None
-
-
-class _Route(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await handler(_StrictJSON(request.scope, request.receive))
-
-        return strict
-
-
 def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     """The application that serves models; an ASGI app for uvicorn (see `triform.serve.run`)."""
     state = State(models, settings or Settings())
@@ -70,7 +48,6 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Triform", version=__version__, description=description, docs_url=None, redoc_url=None, lifespan=life)
     app.state.triform = state
     for router in (chat.router, completions.router, judging.router):
-        router.route_class = _Route
         app.include_router(router, responses=_ERRORS)
     _add_models(app)
     _add_health(app)

@@ -26,8 +26,9 @@ from .requests import ChatRequest, Message, NamedTool, SchemaFormat, TextFormat,
 from .responses import ChatCompletion
 from .state import State, record_of, state_of, unless_gone
 from .stream import EventStream
+from .strict import StrictRoute
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 def about(kind: str, writer: Writer) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from .requests import CompletionRequest
 from .responses import Completion
 from .state import State, record_of, state_of, unless_gone
 from .stream import EventStream
+from .strict import StrictRoute
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 _NEW_TOKENS = 16  # OpenAI's default
 
 

@@ -17,8 +17,9 @@ from .models import Judge
 from .requests import EmbeddingRequest, FillRequest, TextsRequest
 from .responses import Classified, Embeddings, FilledTexts, Moderations
 from .state import record_of, state_of, unless_gone
+from .strict import StrictRoute
 
-router = APIRouter(tags=["judge"])
+router = APIRouter(route_class=StrictRoute, tags=["judge"])
 
 
 async def _judged(request: Request, judge: Judge, given: str | Sequence[str], **options: Any) -> tuple[list[Any], dict[str, int]]:
