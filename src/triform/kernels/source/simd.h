@@ -62,6 +62,13 @@ inline void store_some(float* to, const Floats& value, int count) {
   memcpy(to, all, (size_t)count * sizeof(float));
 }
 
+// Before a loop whose rounds the compiler is to write out, so that what it sums stays in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #define ELEMENTWISE(name, symbol)                                              \
   inline Floats operator symbol(const Floats& a, const Floats& b) {            \
     Floats out;                                                                \

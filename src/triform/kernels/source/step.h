@@ -36,17 +36,19 @@ inline void meet(Barrier* barrier, int threads) {
 struct Space {
   float *x, *y, *query, *key, *value, *mixed, *hidden, *scores;
   char *input, *inner;  // as the weights want them
-  size_t score_room, bytes;
+  size_t score_room, score_size, bytes;
 };
 
 inline int most(int a, int b) { return a > b ? a : b; }
 
 inline Space lay_out(const Program& p, const Batch& b, int threads) {
-  int heads = 1, kv = 1, hidden = most(p.dense.rows, 1), inner = 1;
+  int heads = 1, kv = 1, group = 1, hidden = most(p.dense.rows, 1), inner = 1;
   for (int i = 0; i < p.depth; i++) {
     const Layer& layer = p.layers[i];
     heads = most(heads, most(layer.self.query.rows, layer.cross.query.rows));
     kv = most(kv, layer.self.key.rows);
+    group = most(group, layer.self.heads / layer.self.kv_heads);
+    if (layer.cross.heads) group = most(group, layer.cross.heads / layer.cross.kv_heads);
     hidden = most(hidden, layer.up.rows);
   }
   inner = most(heads, hidden);
@@ -70,7 +72,8 @@ inline Space lay_out(const Program& p, const Batch& b, int threads) {
   s.input = take(rows * (prepared_bytes(F32, p.width) + 64 * BLOCK));
   s.inner = take(rows * (prepared_bytes(F32, inner) + 64 * BLOCK));
   s.score_room = (keys + LANES - 1) / LANES * LANES;
-  s.scores = (float*)take(s.score_room * 4 * threads);
+  s.score_size = (s.score_room + LANES) * (size_t)group * (size_t)(b.rows < MOST_TOGETHER ? b.rows : MOST_TOGETHER);
+  s.scores = (float*)take(s.score_size * 4 * threads);
   s.bytes = at;
   return s;
 }
@@ -169,9 +172,15 @@ class Pass {
     meet();
   }
 
+  // f(first row, last row, key-value head) for this thread's part of them; the rows are of one slot.
   template <class F>
-  void heads(const Attention& a, const F& f) {
-    for (int task = thread; task < b.rows * a.kv_heads; task += threads) f(task / a.kv_heads, task % a.kv_heads);
+  void heads(const Attention& a, int most_rows, const F& f) {
+    int task = 0;
+    for (int first = 0, last; first < b.rows; first = last) {
+      for (last = first + 1; last < b.rows && last - first < most_rows && b.slots[last] == b.slots[first];) last++;
+      for (int h = 0; h < a.kv_heads; h++)
+        if (task++ % threads == thread) f(first, last, h);
+    }
   }
 
   void attention(const Layer& layer, int index) {
@@ -189,7 +198,7 @@ class Pass {
   void look_back(const Attention& a, T* keys, T* values) {
     const int width = a.head_width;
     const auto slot_head = [&](int r, int h) { return ((size_t)b.slots[r] * a.kv_heads + h) * (size_t)b.capacity * width; };
-    const auto put = [&](int r, int h) {
+    const auto put = [&](int r, int, int h) {
       float* key = s.key + ((size_t)r * a.kv_heads + h) * width;
       turn(a, a.key_norm, key, b.places[r]);
       const size_t at = slot_head(r, h) + (size_t)b.places[r] * width;
@@ -197,13 +206,15 @@ class Pass {
       copy_to(values + at, s.value + ((size_t)r * a.kv_heads + h) * width, width);
     };
     if (together) {
-      heads(a, put);
+      heads(a, 1, put);
       meet();
     }
-    heads(a, [&](int r, int h) {
-      if (!together) put(r, h);
-      const int last = (int)b.places[r] + 1, first = a.window && last > a.window ? last - a.window : 0;
-      attend_to(a, r, h, keys + slot_head(r, h), values + slot_head(r, h), first, last);
+    heads(a, MOST_TOGETHER, [&](int r, int end, int h) {
+      if (!together) put(r, end, h);
+      attend_to(a, r, end, h, keys + slot_head(r, h), values + slot_head(r, h), [&](Seeing& seeing) {
+        seeing.last = (int)seeing.place + 1;
+        seeing.first = a.window && seeing.last > a.window ? seeing.last - a.window : 0;
+      });
     });
     finish_mixing(a);
   }
@@ -221,21 +232,32 @@ class Pass {
 
   template <class T>
   void look_across(const Attention& a, const T* keys, const T* values) {
-    heads(a, [&](int r, int h) {
+    heads(a, MOST_TOGETHER, [&](int r, int end, int h) {
       const size_t at = ((size_t)b.slots[r] * a.kv_heads + h) * (size_t)b.source_capacity * a.head_width;
-      attend_to(a, r, h, keys + at, values + at, 0, (int)b.memory_lengths[b.slots[r]]);
+      attend_to(a, r, end, h, keys + at, values + at, [&](Seeing& seeing) {
+        seeing.first = 0;
+        seeing.last = (int)b.memory_lengths[b.slots[r]];
+      });
     });
     finish_mixing(a);
   }
 
-  template <class T>
-  void attend_to(const Attention& a, int r, int h, const T* keys, const T* values, int first, int last) {
+  template <class T, class F>
+  void attend_to(const Attention& a, int row, int end, int h, const T* keys, const T* values, const F& sees) {
     const int group = a.heads / a.kv_heads, columns = a.heads * a.head_width, from = h * group * a.head_width;
-    float* queries = s.query + (size_t)r * columns + from;
-    float* mixed = s.mixed + (size_t)r * columns;
-    for (int g = 0; g < group; g++) turn(a, a.query_norm, queries + (size_t)g * a.head_width, b.places[r]);
-    attend(a, h, queries, keys, values, first, last, b.places[r], s.scores + s.score_room * thread, mixed + from);
-    if (in_blocks(a)) prepare(a.out.kind, mixed, columns, from, from + group * a.head_width, s.inner + r * prepared_bytes(a.out.kind, columns));
+    Seeing seeing[MOST_TOGETHER];
+    for (int r = row; r < end; r++) {
+      float* queries = s.query + (size_t)r * columns + from;
+      for (int g = 0; g < group; g++) turn(a, a.query_norm, queries + (size_t)g * a.head_width, b.places[r]);
+      scale(queries, a.scale, group * a.head_width);
+      seeing[r - row] = {queries, s.mixed + (size_t)r * columns + from, b.places[r], 0, 0};
+      sees(seeing[r - row]);
+    }
+    attend(a, h, seeing, end - row, keys, values, s.scores + s.score_size * thread, s.score_room);
+    if (!in_blocks(a)) return;
+    for (int r = row; r < end; r++)
+      prepare(a.out.kind, s.mixed + (size_t)r * columns, columns, from, from + group * a.head_width,
+              s.inner + r * prepared_bytes(a.out.kind, columns));
   }
 
   // Whether the heads of a group fill blocks of 32, so that who mixed them can prepare them too.
