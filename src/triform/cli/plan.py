@@ -37,9 +37,10 @@ def plan(
     target: Annotated[int | None, typer.Option(help="Tokens of an encoder-decoder's target; left out: as --sequence.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Micro-batches of a step; 1.")] = None,
     hardware: Annotated[str | None, typer.Option(help='Such as 8xA100-80G, RTX4090, or "this", which is measured once; A100-80G.')] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp8; bf16.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, adamw8bit, adafactor, muon or sgd; adamw.")] = None,
     recompute: Annotated[str | None, typer.Option(help="Activations made again going backward: none, selective or full; none.")] = None,
+    offload: Annotated[bool, typer.Option("--offload", help="Keep activations in the processor's memory until they are wanted.")] = False,
     attention: Annotated[str | None, typer.Option(help="sdpa, which never holds the scores, or eager; sdpa.")] = None,
     parallel: Annotated[
         str | None, typer.Option(help="A layout such as dp=4,tp=2,pp=1 (zero=0..3, micro=8), or auto for the best few.")
@@ -57,7 +58,7 @@ def plan(
 ) -> None:
     """Forecast a model's parameters, FLOPs, memory, time, money, energy and CO2, or find the best model for a budget."""
     given = {"batch": batch, "sequence": sequence, "target": target, "accumulate": accumulate, "precision": precision,
-             "optimizer": optimizer, "recompute": recompute, "attention": attention}  # fmt: skip
+             "optimizer": optimizer, "recompute": recompute, "attention": attention, "offload": offload or None}  # fmt: skip
     setting = {name: value for name, value in given.items() if value is not None}
     about = {"tokens": tokens, "corpus": corpus, "price": price, "region": region}
     if write is not None and budget is None:
@@ -200,7 +201,9 @@ def _model(words: list[str], setting: dict[str, Any]) -> tuple[str, Any, dict[st
         from triform.train.recipe import read_recipe
 
         recipe = read_recipe(name, overrides)
-        return name, recipe.architecture(), asdict(setting_of(recipe)) | setting
+        how = asdict(setting_of(recipe))
+        del how["device"]  # the plan's hardware decides
+        return name, recipe.architecture(), how | setting
     return name, hub.find_spec(name, overrides)[0], setting
 
 

@@ -38,20 +38,29 @@ details { border-top: 1px solid var(--line); padding: .35rem 0; font-size: .9rem
 
 
 def write_page(plan: Plan, file: str | Path) -> None:
-    """Write a plan's page. Raises ValueError for a name that does not end in .html, or a folder that is not there."""
+    """Write a plan's page. Raises ValueError as `write_html` does."""
+    write_html(page(plan), file)
+
+
+def write_html(text: str, file: str | Path) -> None:
+    """Write a page. Raises ValueError for a name that does not end in .html, or a folder that is not there."""
     file = Path(file)
     if file.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--html: expected a name that ends in .html, got {file}")
     if not file.parent.is_dir():
         raise ValueError(f"--html: expected a folder that exists, got {file.parent}")
     with replacing(file) as temporary:
-        temporary.write_text(page(plan), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def page(plan: Plan) -> str:
     """The page's HTML."""
-    title = escape(f"{plan.name}: plan")
-    body = "\n".join(_sections(plan))
+    return document(f"{plan.name}: plan", "\n".join(_sections(plan)))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around a body of HTML, in the style of all pages here."""
+    title = escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
     return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
 

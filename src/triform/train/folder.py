@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from triform import config
 from triform.config.files import replacing
@@ -17,7 +16,6 @@ from triform.config.files import replacing
 from .recipe import Recipe
 from .track import IDENTITY
 
-LOCK = ".run.lock"
 _PARTS = ("tokenizer", "data", "checkpoints", "model")
 SKIPPED, SAMPLES = "skipped.jsonl", "samples.jsonl"
 _FILES = (
@@ -62,39 +60,6 @@ def starting(folder: Path, recipe: Recipe) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Nobody else runs in the folder while the block does. Raises ValueError when somebody does.
-
-    The system lets go of the lock when the process ends, however that comes about; the file that stays behind means nothing.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        raise ValueError(f"{folder}: a run is going on here; wait for it, stop it, or choose another folder with --out") from None
-    try:
-        yield
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process runs in the folder. One on another machine is seen where the file system shares its locks."""
-    if not (folder / LOCK).exists():
-        return False
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:  # not ours to lock
-        return False
-    lock.release()
-    return False
 
 
 def sweep(folder: Path) -> None:
