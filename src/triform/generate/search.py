@@ -230,7 +230,12 @@ def generate(
 def _check_speculation(speculate: Draft | Lookup, sampling: Sampling, tokenizer: Tokenizer) -> None:
     if sampling.search is not None:
         raise ValueError("speculate: expected no `search` beside it; beams and contrastive search do not go on with one token at a time")
-    other = speculate.tokenizer if isinstance(speculate, Draft) else None
+    if not isinstance(speculate, Draft):
+        return
+    there = _vocab_size(expect(speculate.model, "generate").config)
+    if there < tokenizer.vocab_size:
+        raise ValueError(f"the draft has {there} tokens and the tokenizer {tokenizer.vocab_size}; expected a draft with the same tokenizer")
+    other = speculate.tokenizer
     if other is not None and other.backend.get_vocab() != tokenizer.backend.get_vocab():
         raise ValueError("the draft's tokenizer has other tokens than the model's; expected a draft with the same tokenizer")
 
