@@ -67,7 +67,8 @@ def judge(name: str, head: config.Head) -> Judge:
     block = config.Block(attention=config.Attention(heads=2), feed_forward=config.FeedForward(hidden=48))
     tokens = config.Tokens(vocab_size=tokenizer.vocab_size, position=config.Learned(length=64))
     stack = config.Stack(width=24, depth=2, input=tokens, pattern=(block,), norm=config.LayerNorm())
-    return Judge(name, disturbed(config.Transformer(encoder=stack, head=head)), tokenizer, {"labels": LABELS} if name == "judge" else {})
+    labels = {config.Classify: LABELS, config.ClassifyTokens: ["O", "B-PER", "I-PER"]}.get(type(head))
+    return Judge(name, disturbed(config.Transformer(encoder=stack, head=head)), tokenizer, {"labels": labels} if labels else {})
 
 
 class Scripted:

@@ -27,6 +27,8 @@ def server() -> Iterator[Running]:
         judge("judge", config.Classify(labels=3)),
         judge("vectors", config.Embed(pool="mean", normalize=True)),
         judge("filler", config.LanguageModel()),
+        judge("tagger", config.ClassifyTokens(labels=3)),
+        judge("reader", config.AnswerSpan()),
     )
     with serving(*models, moderator="judge", texts=16, new_tokens=256) as running:
         yield running

@@ -27,7 +27,7 @@ def client(server: Running) -> OpenAI:
 
 
 def test_models_are_listed_and_found(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "judge", "vectors", "filler"]
+    assert [model.id for model in client.models.list()] == ["tiny", "judge", "vectors", "filler", "tagger", "reader"]
     assert client.models.retrieve("tiny").object == "model"
     with pytest.raises(openai.NotFoundError, match="no model is named"):
         client.models.retrieve("a/b")
@@ -256,6 +256,16 @@ def test_masks_are_filled(server: Running) -> None:
     found = server.post("/v1/fill-mask", {"input": "话说[MASK]下", "top": 3}).json()["results"][0]
     assert "[MASK]" not in found["text"]
     assert len(found["masks"][0]) == 3
+
+
+def test_names_and_answers_are_found(server: Running) -> None:
+    text = "却说曹操引兵渡江。" * 20
+    found = server.post("/v1/token-classify", {"input": [text, "a"]}).json()
+    assert len(found["results"]) == 2
+    assert all(text[one["start"] : one["end"]] == one["text"] and one["label"] in ("PER", "0") for one in found["results"][0])
+    found = server.post("/v1/answer", {"question": "谁？", "context": text, "top": 2}).json()
+    assert len(found["answers"]) == 2
+    assert all(text[one["start"] : one["end"]] == one["text"] for one in found["answers"])
 
 
 # Errors and the client's classes for them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,9 @@ def serve(
     moderation: Annotated[
         str | None, typer.Option(help="The classifier that /v1/moderations asks: the name of one served, or its path.")
     ] = None,
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "int8", "int4"], typer.Option(help="How the weights of a model that generates are kept.")
+    ] = "auto",
     slots: Annotated[int, typer.Option(help="Answers of a model that are written at once.")] = 16,
     capacity: Annotated[
         int | None, typer.Option(help="Tokens of a prompt and its answer; left out: as many as the model has positions, at most 4096.")
@@ -66,7 +69,8 @@ def serve(
     )  # fmt: skip
     listening = server.listen(host, port)
     log_to_stderr()
-    opened = _open(models, moderation, queue=queue, slots=slots, capacity=capacity, memory=None if memory is None else int(memory * 2**30))
+    cache = None if memory is None else int(memory * 2**30)
+    opened = _open(models, moderation, dtype=dtype, queue=queue, slots=slots, capacity=capacity, memory=cache)
     application = server.create_app(server.Models(*opened), settings)
     if not found and host not in ("127.0.0.1", "localhost", "::1"):
         print("triform: anybody who reaches this address may use the models; --keys asks for API keys", file=sys.stderr)

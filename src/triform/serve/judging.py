@@ -1,4 +1,4 @@
-"""The models that judge: /v1/embeddings, /v1/moderations, /v1/classify, /v1/fill-mask."""
+"""The models that judge: /v1/embeddings, /v1/moderations, /v1/classify, /v1/token-classify, /v1/answer, /v1/fill-mask."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .errors import ServeError, bad
-from .models import Judge
-from .requests import EmbeddingRequest, FillRequest, TextsRequest
-from .responses import Classified, Embeddings, FilledTexts, Moderations
+from .models import Asked, Judge
+from .requests import AnswerRequest, EmbeddingRequest, FillRequest, TagRequest, TextsRequest
+from .responses import Answers, Classified, Embeddings, FilledTexts, Moderations, Tagged
 from .state import record_of, state_of, unless_gone
 from .strict import StrictRoute
 
+_PLAIN = Asked()
 router = APIRouter(route_class=StrictRoute, tags=["judge"])
 
 
-async def _judged(request: Request, judge: Judge, given: str | Sequence[str], **options: Any) -> tuple[list[Any], dict[str, int]]:
+async def _judged(request: Request, judge: Judge, given: str | Sequence[Any], asked: Asked = _PLAIN) -> tuple[list[Any], dict[str, int]]:
     """What a model says of each text, and the tokens that it read. Raises ServeError 400 for texts that it does not take."""
     state, record = state_of(request), record_of(request)
     texts = [given] if isinstance(given, str) else list(given)
@@ -38,7 +39,7 @@ async def _judged(request: Request, judge: Judge, given: str | Sequence[str], **
         message = f"input: text {number} has {max(lengths):,} tokens, and at most {limit:,} are taken; shorten or part it"
         raise bad(message, "input", "context_length_exceeded")
     record.prompt_tokens = sum(lengths)
-    found = await unless_gone(request, judge(texts, **options))
+    found = await unless_gone(request, judge(texts, asked))
     return found, {"prompt_tokens": sum(lengths), "completion_tokens": 0, "total_tokens": sum(lengths)}
 
 
@@ -68,7 +69,10 @@ async def classify(body: TextsRequest, request: Request) -> Response:
 
 @router.post("/v1/moderations", response_model=Moderations)
 async def moderations(body: TextsRequest, request: Request) -> Response:
-    """The labels of texts by the classifier named with --moderation. Every label but the first is a category to flag."""
+    """The labels of texts by the classifier named with --moderation. Every label but the first is a category to flag.
+
+    A text is flagged where one of them is the most probable label; or, where several labels may fit, is more probable than not.
+    """
     models = state_of(request).models
     if models.moderator is None:
         raise ServeError(404, "no model moderates here; name a classifier: triform serve … --moderation PATH", code="model_not_found")
@@ -78,7 +82,8 @@ async def moderations(body: TextsRequest, request: Request) -> Response:
     results = []
     for one in found:
         scores = dict(list(one.scores.items())[1:])
-        categories = {label: label == one.label for label in scores}
+        several = judge.problem == "multi_label_classification"
+        categories = {label: score > 0.5 if several else label == one.label for label, score in scores.items()}
         results.append({"flagged": any(categories.values()), "categories": categories, "category_scores": scores})
     return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": judge.name, "results": results})
 
@@ -87,5 +92,22 @@ async def moderations(body: TextsRequest, request: Request) -> Response:
 async def fill_mask(body: FillRequest, request: Request) -> Response:
     """Texts with every [MASK] filled, and what else could stand there."""
     judge = state_of(request).models.of_use(body.model, "fill")
-    found, usage = await _judged(request, judge, body.input, top=body.top)
+    found, usage = await _judged(request, judge, body.input, Asked(top=body.top))
     return JSONResponse({"object": "list", "model": judge.name, "results": [asdict(one) for one in found], "usage": usage})
+
+
+@router.post("/v1/token-classify", response_model=Tagged)
+async def token_classify(body: TagRequest, request: Request) -> Response:
+    """The names in texts: people, places, words."""
+    judge = state_of(request).models.of_use(body.model, "tag")
+    found, usage = await _judged(request, judge, body.input, Asked(aggregate=body.aggregate))
+    results = [[asdict(entity) for entity in one] for one in found]
+    return JSONResponse({"object": "list", "model": judge.name, "results": results, "usage": usage})
+
+
+@router.post("/v1/answer", response_model=Answers)
+async def answer(body: AnswerRequest, request: Request) -> Response:
+    """The parts of a passage that answer a question, the best first. A long passage is read in windows."""
+    judge = state_of(request).models.of_use(body.model, "answer")
+    found, usage = await _judged(request, judge, [(body.question, body.context)], Asked(top=body.top, may_abstain=body.may_abstain))
+    return JSONResponse({"model": judge.name, "answers": [asdict(one) for one in found[0]], "usage": usage})

@@ -12,6 +12,7 @@ from typing import Any
 from triform import generate, hub
 from triform.generate.engine import Engine
 from triform.generate.forms import longest
+from triform.generate.prepared import Precision, prepare
 from triform.text import Tokenizer
 from triform.text.framing import judged, prompts, source
 
@@ -25,6 +26,8 @@ _PLACES = {
     "embed": "/v1/embeddings",
     "classify": "/v1/classify",
     "fill": "/v1/fill-mask",
+    "tag": "/v1/token-classify",
+    "answer": "/v1/answer",
 }
 
 
@@ -94,48 +97,62 @@ class Writer(Served):
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a batch of texts is asked for."""
+class Asked:
+    """What texts are asked for: so many candidates of each mask, or answers; how tokens are joined; whether there may be no answer."""
 
-    top: int = 0
+    top: int = 1
+    aggregate: str = "simple"
+    may_abstain: bool = False
 
 
 class Judge(Served):
-    """A model that judges, embeds or fills in, behind a batcher.
+    """A model that judges, embeds, fills in, finds names or answers, behind a batcher.
 
-    task: what is known of it (see `hub.task`): the names of labels, and the length that texts were cut to in training.
+    task: what is known of it (see `hub.task`): the names of labels, the problem, and the length that texts were cut to in training.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Tokenizer, task: Mapping[str, Any], *, queue: int = 1024) -> None:
         super().__init__(name, model, tokenizer)
         self.length: int | None = task.get("length")
-        if self.use == "classify":
+        self.problem = task.get("problem_type")
+        if self.use in ("classify", "tag"):
             self.labels = list(task.get("labels") or map(str, range(model.config.head.labels)))
         self.batcher = Batcher(self._run, queue=queue)
 
     @cached_property
     def prompt_tokens(self) -> int | None:
-        """The longest text in tokens, those around it included; None where there is no limit."""
+        """The longest text in tokens, those around it included; None where there is no limit, or longer ones are read in windows."""
         spec = self.model.config
+        if self.use in ("tag", "answer"):
+            return None
         limits = [self.length, self.tokenizer.length, longest(spec.encoder), longest(spec.decoder)]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each text, those around it included."""
+    def count(self, texts: Sequence[Any]) -> list[int]:
+        """The tokens of each text, those around it included; of a question and its passage together."""
+        if self.use == "answer":
+            return [sum(map(len, self.tokenizer.encode_batch(pair, plain=True))) for pair in texts]
         if self.use == "fill":
             return list(map(len, self.tokenizer.encode_batch(texts, special=True)))
         return [len(judged(self.tokenizer, ids)) for ids in self.tokenizer.encode_batch(texts, plain=True)]
 
-    async def __call__(self, texts: Sequence[str], *, top: int = 0) -> list[Any]:
-        """What the model says of each text: a `Judgement`, a vector, or a `Filled` with the `top` candidates of each mask."""
-        return await self.batcher(texts, _Asked(top))
+    async def __call__(self, texts: Sequence[Any], asked: Asked) -> list[Any]:
+        """What the model says of each text: a `Judgement`, a vector, a `Filled`, a list of `Entity`, or of a pair a list of `Answer`."""
+        return await self.batcher(texts, asked)
 
-    def _run(self, texts: Sequence[Any], asked: _Asked) -> list[Any]:
+    def _run(self, texts: Sequence[Any], asked: Asked) -> list[Any]:
+        if self.use == "answer":
+            questions, passages = zip(*texts, strict=True)
+            how: dict[str, Any] = {"top": asked.top, "may_abstain": asked.may_abstain, "length": self.length}
+            return generate.answer(self.model, self.tokenizer, list(questions), list(passages), **how)
+        if self.use == "tag":
+            aggregate: Any = asked.aggregate
+            return generate.tag(self.model, self.tokenizer, texts, self.labels, aggregate=aggregate, length=self.length)
         if self.use == "fill":
             return generate.fill(self.model, self.tokenizer, texts, asked.top)
         if self.use == "embed":
             return list(generate.embed(self.model, self.tokenizer, texts, length=self.length).unbind())
-        return generate.classify(self.model, self.tokenizer, texts, self.labels, length=self.length)
+        return generate.classify(self.model, self.tokenizer, texts, self.labels, problem=self.problem, length=self.length)
 
     def gauges(self) -> dict[str, float]:
         """Texts at work and texts that wait."""
@@ -156,8 +173,10 @@ class Models:
                 raise ValueError(f"two models are named {model.name!r}; name them: triform serve first=PATH second=PATH")
             self.by_name[model.name] = model
         self.moderator = moderator
-        if moderator is not None and self.by_name[moderator].use != "classify":
-            raise ValueError(f"--moderation: expected a classifier, got a model for {self.by_name[moderator].use}")
+        if moderator is not None:
+            found = self.by_name[moderator]
+            if not isinstance(found, Judge) or found.use != "classify" or found.problem == "regression":
+                raise ValueError(f"--moderation: expected a classifier, and {moderator} is none")
 
     def find(self, name: str | None) -> Writer | Judge:
         """A model by name. Raises ServeError 404 for none."""
@@ -188,11 +207,12 @@ class Models:
             model.close()
 
 
-def open_model(place: str, name: str | None = None, *, queue: int = 256, **engine: Any) -> Writer | Judge:
+def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto", queue: int = 256, **engine: Any) -> Writer | Judge:
     """Load a model from a path or a name (see `hub.locate`), and make it ready to serve.
 
     name: what requests call it by; left out, the last part of its place, or the part before it where that is "model" (a run's folder).
-    queue: requests, or texts, that may wait. engine: what `Engine` takes besides. Raises ValueError for a model that cannot be served.
+    dtype: how the weights of a model that generates are kept (see `prepare`). queue: requests, or texts, that may wait.
+    engine: what `Engine` takes besides. Raises ValueError for a model that cannot be served.
     """
     path = hub.locate(place)
     model, tokenizer = hub.load(path)
@@ -201,6 +221,7 @@ def open_model(place: str, name: str | None = None, *, queue: int = 256, **engin
     name = name or name_of(place, path)
     use = generate.use_of(model.config)
     if use == "generate":
+        model = prepare(model, dtype)
         return Writer(name, model, tokenizer, Engine(model, tokenizer, queue=queue, **engine))
     if use not in _PLACES:
         head = getattr(model.config, "head", None)

@@ -203,8 +203,18 @@ class FillRequest(TextsRequest):
     top: int = Field(5, ge=1, le=100, description="Candidates told for each mask.")
 
 
+class TagRequest(TextsRequest):
+    """Texts in which names are looked for."""
+
+    aggregate: Literal["none", "simple", "first", "average", "max"] = Field(
+        "simple", description="How tokens are joined: not at all, in a row of one label, or by words first."
+    )
+
+
 class AnswerRequest(Requested):
     """A question about a passage."""
 
     question: Annotated[str, StringConstraints(min_length=1)]
     context: Annotated[str, StringConstraints(min_length=1)]
+    top: int = Field(1, ge=1, le=20, description="So many answers, the best first.")
+    may_abstain: bool = Field(False, description="Whether an answer may be that there is none, an empty text.")

@@ -190,6 +190,42 @@ class FilledTexts(BaseModel):
     usage: Usage
 
 
+class EntityFound(BaseModel):
+    """A part of a text that has a label: its characters from `start` up to `end`."""
+
+    label: str
+    score: float
+    start: int
+    end: int
+    text: str
+
+
+class Tagged(BaseModel):
+    """The names in texts."""
+
+    object: Literal["list"] = "list"
+    model: str
+    results: list[list[EntityFound]]
+    usage: Usage
+
+
+class AnswerFound(BaseModel):
+    """A part of the passage, its characters from `start` up to `end`, and its probability; an empty text: there is no answer."""
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
+class Answers(BaseModel):
+    """Answers to a question."""
+
+    model: str
+    answers: list[AnswerFound]
+    usage: Usage
+
+
 class ModelCard(BaseModel):
     """A model that is served, and what it can be asked for."""
 
@@ -197,7 +233,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "triform"
-    use: str = Field(description="generate, fill, classify, embed, label or answer")
+    use: str = Field(description="generate, fill, classify, tag, answer or embed")
     form: str = Field(description="encoder-only, decoder-only or encoder-decoder")
     chat: bool = Field(description="Whether /v1/chat/completions takes it.")
     tools: bool = Field(description="Whether its chat template knows tools.")

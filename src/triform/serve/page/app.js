@@ -1,13 +1,13 @@
 // The page: one model at a time, turns below one another.
 
 import * as api from "./api.js";
-import { action, bars, hideTip, icon, make, prose, tellTokens, tokenLine } from "./view.js";
+import { action, bars, hideTip, icon, make, percent, prose, tellTokens, tokenLine } from "./view.js";
 import { current, preferred, speak, t } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const log = $("log"), prompt = $("prompt"), form = $("settings-form");
 const DEFAULTS = { system: "", temperature: 0.7, top_p: 0.95, min_p: 0, repetition_penalty: 1, top_k: "", max_tokens: 512, seed: "", stop: "", tokens: false };
-const PATHS = { fill: "/v1/fill-mask", classify: "/v1/classify", embed: "/v1/embeddings" };
+const PATHS = { fill: "/v1/fill-mask", classify: "/v1/classify", embed: "/v1/embeddings", tag: "/v1/token-classify", answer: "/v1/answer" };
 
 let models = [];
 let turns = []; // {prompt, answer, tokens, calls, figures, element, …}, oldest first
@@ -15,15 +15,15 @@ let running = null; // the AbortController of the answer under way
 
 const model = () => models.find((one) => one.id === $("model").value);
 
-/** What the chosen model does here: chat, write, answer, fill, classify, embed or none. */
+/** What the chosen model does here: chat, write (on), reply (by an encoder-decoder), fill, classify, tag, embed, answer or none. */
 function mode() {
   const found = model();
   if (!found) return "none";
   if (found.use !== "generate") return found.use in PATHS ? found.use : "none";
-  if (found.form === "encoder-decoder") return "answer";
+  if (found.form === "encoder-decoder") return "reply";
   return found.chat ? "chat" : "write";
 }
-const writes = () => ["chat", "write", "answer"].includes(mode());
+const writes = () => ["chat", "write", "reply"].includes(mode());
 
 // Settings
 
@@ -111,9 +111,14 @@ async function judge(turn, signal) {
   const input = kind === "embed" ? turn.prompt.split("\n").map((line) => line.trim()).filter(Boolean) : turn.prompt;
   if (kind === "embed" && input.length < 2) throw new api.Failure(t("lines"), 400);
   if (kind === "fill" && !turn.prompt.includes("[MASK]")) throw new api.Failure(t("no_mask"), 400);
-  const found = await api.post(PATHS[kind], { model: model().id, input }, signal);
+  const [question, ...passage] = turn.prompt.split("\n");
+  if (kind === "answer" && !passage.join("").trim()) throw new api.Failure(t("no_passage"), 400);
+  const asked = kind === "answer" ? { question, context: passage.join("\n"), top: 3 } : { input };
+  const found = await api.post(PATHS[kind], { model: model().id, ...asked }, signal);
   if (kind === "embed") turn.result = [likeness(input, found.data.map((row) => row.embedding))];
   else if (kind === "classify") turn.result = [bars(Object.entries(found.results[0].scores).sort((a, b) => b[1] - a[1]))];
+  else if (kind === "tag") turn.result = [named(input, found.results[0])];
+  else if (kind === "answer") turn.result = [bars(found.answers.map((one) => [one.text, one.score]))];
   else turn.result = filled(turn.prompt, found.results[0]);
   turn.figures = { tokens: found.usage.total_tokens };
 }
@@ -134,6 +139,19 @@ function filled(text, result) {
   const several = result.masks.length > 1;
   const charts = result.masks.map((mask, number) => bars(mask.map((one) => [one.text.trim() || one.text, one.probability]), several ? t("mask", { number: number + 1 }) : null));
   return [line, ...charts];
+}
+
+/** A text with the names in it marked. */
+function named(text, entities) {
+  const line = make("p", { class: "plain" }), letters = [...text];
+  let at = 0;
+  for (const entity of entities) {
+    const label = make("small", {}, ` ${entity.label}`);
+    line.append(letters.slice(at, entity.start).join(""), make("mark", { title: `${entity.label} ${percent(entity.score)}` }, entity.text, label));
+    at = entity.end;
+  }
+  line.append(letters.slice(at).join(""));
+  return line;
 }
 
 /** The cosines of texts' vectors. */
