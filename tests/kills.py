@@ -152,15 +152,17 @@ def job(command: list[str], folder: str, kills: int, seed: int) -> Report:
     wanted = outcome(place)
     shutil.rmtree(place)
     while counts.total() < kills or place.exists():
-        delay = draw.uniform(0, draw.choice((early, whole))) if counts.total() < kills else 600
+        fresh, begin = not place.exists(), time.monotonic()
         child = start(command, log)
-        code = ended(child, delay)
+        code = ended(child, whole * draw.random() * draw.choice((early, 1)) if counts.total() < kills else 600)
         if code is None:
             os.kill(child, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == -signal.SIGKILL:
             counts[landed(place)] += 1
             continue
+        if fresh:
+            whole = min(whole, time.monotonic() - begin)  # the first may have been slow, as on a busy machine
         report.kills = dict(counts)
         report.finished += 1
         wrong = [log.read_text("utf-8")] if code else differences(wanted, outcome(place))
@@ -172,7 +174,7 @@ def job(command: list[str], folder: str, kills: int, seed: int) -> Report:
 
 
 def undisturbed(command: list[str], folder: Path, log: Path) -> tuple[float, float]:
-    """The seconds that a command takes, and those until its metrics begin, or a third where there are none."""
+    """The seconds that a command takes, and their share until its metrics begin, or a third where there are none."""
     begin, early = time.monotonic(), 0.0
     child = start(command, log)
     while (code := ended(child, 0.002)) is None:
@@ -180,7 +182,7 @@ def undisturbed(command: list[str], folder: Path, log: Path) -> tuple[float, flo
     if code:
         raise RuntimeError(log.read_text("utf-8"))
     whole = time.monotonic() - begin
-    return whole, early or whole / 3
+    return whole, early / whole or 1 / 3
 
 
 def prepared() -> None:

@@ -27,6 +27,7 @@ from triform.data.transform import Transformed
 from triform.objectives import Objective, Samples, build_objective, reads_text
 from triform.text import Tokenizer, train_tokenizer
 
+from .folder import sweep
 from .recipe import DataRecipe, Recipe
 
 Row = Mapping[str, Any]
@@ -198,6 +199,7 @@ def prepare_data(recipe: Recipe, *, workers: int = 1, progress: bool = True) -> 
     made = cleaned(recipe.data, text, workers=workers, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".shards.lock"):
+        sweep(folder)
         prepared = prepare(recipe, folder, text, progress=progress)
         card = DataCard(
             folder=folder,
