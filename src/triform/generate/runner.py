@@ -17,8 +17,6 @@ from .stepper import Stepper
 
 Work = Sequence[tuple[int, Sequence[int]]]  # slots, and the tokens that are read into each
 
-_FEW = 8  # tokens of a slot, up to which the native step is faster than the modules
-
 
 class Runner:
     """A model with a decoder and the slots that it reads and writes."""
@@ -37,16 +35,16 @@ class Runner:
         """
         if self.stepper is None:
             return self._pass(work, whole)
-        few = torch.tensor([len(ids) <= _FEW and not (self.has_prefix and both) for (_, ids), both in zip(work, whole, strict=True)])
-        if bool(few.all()):
+        causal = torch.tensor([not (self.has_prefix and both) for both in whole])
+        if bool(causal.all()):
             return self._steps(self.stepper, work)
-        longer = (~few).nonzero()[:, 0].tolist()
-        passed = self._pass([work[i] for i in longer], [whole[i] for i in longer])
-        if len(longer) == len(work):
+        both_ways = (~causal).nonzero()[:, 0].tolist()
+        passed = self._pass([work[i] for i in both_ways], [whole[i] for i in both_ways])
+        if len(both_ways) == len(work):
             return passed
-        stepped = self._steps(self.stepper, [work[i] for i in few.nonzero()[:, 0].tolist()])
+        stepped = self._steps(self.stepper, [work[i] for i in causal.nonzero()[:, 0].tolist()])
         scores = stepped.new_empty(len(work), stepped.shape[1])
-        scores[few], scores[~few] = stepped, passed.type_as(stepped)
+        scores[causal], scores[~causal] = stepped, passed.type_as(stepped)
         return scores
 
     def _steps(self, stepper: Stepper, work: Work) -> Tensor:
