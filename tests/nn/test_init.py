@@ -184,6 +184,20 @@ def test_a_model_is_built_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
     assert {p.dtype for p in nn.build(tiny.decoder("alibi"), dtype=dtype).parameters()} == {dtype}
 
 
+def test_laying_out_a_model_does_not_wake_torch_s_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import, over a second, is what filling a tensor without memory begins with."""
+
+    def woken(self: Tensor, *settings: Any, **more: Any) -> Tensor:
+        raise AssertionError("filled")
+
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(Tensor, name, woken)
+    for spec in (tiny.encoder_decoder("learned"), config.resolve("clip-vit-base-patch32")):
+        nn.build(spec, device="meta")
+    with pytest.raises(AssertionError, match="filled"), torch.device("meta"):
+        torch.nn.Linear(2, 2)
+
+
 def test_a_state_dict_goes_round() -> None:
     for spec in (tiny.encoder_decoder("bucketed"), tiny.decoder("learned", config.LanguageModel(bias="fixed"))):
         one, two = nn.build(spec, seed=0), nn.build(spec, seed=1)

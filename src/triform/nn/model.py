@@ -5,7 +5,7 @@ Shapes: B batch, T tokens of the input, U tokens of the target, D width, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from triform import config
 
@@ -204,6 +205,18 @@ class DualEncoder(nn.Module):
         return Output(self.temperature.exp() * text @ image.T, text, Aux(), image)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Layers made in this context are not filled: to fill one without memory, torch would first import its compiler, for a second."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def build(
     model: str | Path | config.Model | dict[str, Any],
     overrides: Iterable[str] = (),
@@ -219,7 +232,7 @@ def build(
     torch's global generator. Raises ValueError for a name or a field that does not exist.
     """
     spec = config.resolve(model, overrides)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         module: Transformer | DualEncoder = DualEncoder(spec) if isinstance(spec, config.DualEncoder) else Transformer(spec)
     module.to(dtype)
     if torch.device(device).type != "meta":
