@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from importlib import import_module
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
 
@@ -53,7 +53,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, info: ArgumentInfo | Opt
 def _type(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):
         return "|".join(_type(member) for member in get_args(hint) if member is not NoneType)
     if get_origin(hint) is list:
         return f"{_type(get_args(hint)[0])}..."

@@ -77,6 +77,46 @@ def test_greedy_unless_something_asks_for_chance(folders: dict[str, str], capsys
     assert answered(capsys, "generate", folders["story"], "话说", "--seed", "1") != plain
 
 
+def test_beams_are_printed_as_they_are_told(folders: dict[str, str], capsys: Any) -> None:
+    options = ["--num-beams", "4", "--num-return-sequences", "2", "--max-new-tokens", "8", "--length-penalty", "0.5"]
+    options += ["--early-stopping", "true"]
+    rows = json.loads(answered(capsys, "generate", folders["pairs"], "话说", "白发", *options, "--json"))
+    assert [row["prompt"] for row in rows] == ["话说", "话说", "白发", "白发"]
+    assert rows[0]["score"] > rows[1]["score"] > -1e6
+    assert answered(capsys, "generate", folders["pairs"], "话说", "白发", *options) == "".join(row["text"] + "\n" for row in rows)
+    best = answered(capsys, "generate", folders["pairs"], "话说", *options[:2], *options[4:])
+    assert best == rows[0]["text"] + "\n"
+
+
+def test_each_search_and_option_has_its_effect(folders: dict[str, str], capsys: Any) -> None:
+    def ids(*options: str) -> tuple[int, ...]:
+        (row,) = json.loads(answered(capsys, "generate", folders["story"], "话说", "--max-new-tokens", "12", *options, "--json"))
+        return tuple(row["ids"])
+
+    usual = ids()
+    assert ids("--search", "greedy") == usual
+    assert ids("--search", "contrastive") == ids("--penalty-alpha", "0.5", "--top-k", "50")
+    assert ids("--search", "contrastive", "--penalty-alpha", "0") == usual
+    assert ids("--search", "beam", "--seed", "1") == ids("--search", "beam", "--num-beams", "5", "--seed", "1")
+    named = ["--temperature", "0.98", "--top-k", "50", "--top-p", "0.8", "--no-repeat-ngram", "4"]
+    assert ids("--search", "sampling", "--seed", "1") == ids(*named, "--seed", "1")
+    assert ids("--search", "sampling", "--seed", "1", "--temperature", "3") != ids("--search", "sampling", "--seed", "1")
+    changes = [
+        ["--logit-bias", f"{usual[0]}=-inf"], ["--num-beams", "3", "--logit-bias", f"{usual[1]}=-inf"], ["--penalty-alpha", "0.7"],
+        ["--repetition-penalty", "3"], ["--presence-penalty", "9"], ["--frequency-penalty", "9"], ["--no-repeat-ngram", "1"],
+        ["--typical-p", "0.2", "--seed", "1"],
+    ]  # fmt: skip
+    assert all(ids(*change) != usual for change in changes)
+    (row,) = json.loads(answered(capsys, "generate", folders["story"], "话说", "--top-log-probs", "2", "--max-new-tokens", "3", "--json"))
+    assert [top[0][0] for top in row["tops"]] == row["ids"]
+
+
+def test_bad_words_are_not_written(folders: dict[str, str], capsys: Any) -> None:
+    usual = answered(capsys, "generate", folders["story"], "话说").removeprefix("话说")
+    word = usual.strip()[:1]
+    assert word not in answered(capsys, "generate", folders["story"], "话说", "--bad-word", word).removeprefix("话说")
+
+
 def test_fill_shows_the_text_and_the_candidates(folders: dict[str, str], capsys: Any) -> None:
     (row,) = json.loads(answered(capsys, "fill", folders["masked"], "天下[MASK]势", "--top", "3", "--json"))
     lines = answered(capsys, "fill", folders["masked"], "天下[MASK]势", "--top", "3").splitlines()
@@ -105,6 +145,13 @@ def test_classify_uses_the_labels_saved_with_the_model(folders: dict[str, str], 
         (["generate", "story", "话", "--temperature", "-1"], "temperature: expected"),
         (["generate", "story", "话", "--max-new-tokens", "0"], "max_new_tokens: expected"),
         (["generate", "nowhere", "话"], "expected"),
+        (["generate", "story", "话", "--length-penalty", "1"], "--length-penalty: expected --num-beams"),
+        (["generate", "story", "话", "--search", "sampling", "--num-beams", "2"], "--num-beams: expected beams"),
+        (["generate", "story", "话", "--search", "beam", "--penalty-alpha", "0.5"], "--penalty-alpha: expected contrastive"),
+        (["generate", "story", "话", "--num-beams", "2", "--num-return-sequences", "3"], "num_return_sequences: expected"),
+        (["generate", "story", "话", "--logit-bias", "x=1"], "--logit-bias: expected"),
+        (["generate", "story", "话", "--logit-bias", "99999=1"], "logit_bias: expected ids below"),
+        (["generate", "story", "话", "--top-log-probs", "2"], "--top-log-probs: expected --json"),
         (["fill", "masked", "话"], "no [MASK]"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

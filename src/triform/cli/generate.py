@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 _BATCH = 32
+Search = Literal["greedy", "beam", "sampling", "contrastive"]
+EarlyStopping = Literal["true", "false", "never"]
 
 
 @app.command(
     epilog='Examples: triform generate runs/storyteller/model 却说曹操 --temperature 0.8 --top-p 0.95 --seed 1 --stop "。"  ·  '
-    'triform generate smollm2-135m-instruct "What is the capital of France?" --chat'
+    'triform generate smollm2-135m-instruct "What is the capital of France?" --chat  ·  '
+    "triform generate runs/translator/model 却说曹操 --num-beams 5 --length-penalty 0.6 --no-repeat-ngram 4"
 )
 def generate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL}: one with a decoder.")],
@@ -31,41 +34,110 @@ def generate(
     system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before the message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 128,
     min_new_tokens: Annotated[int, typer.Option(help="At least so many tokens.")] = 0,
+    search: Annotated[
+        Search | None, typer.Option(help="A search of ChatLM-mini-Chinese's, which the options given change.", show_default=False)
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 takes the most probable token; left out: 1 with --top-k, --top-p, --min-p or --seed, else 0.")
+        float | None,
+        typer.Option(help="0 takes the most probable token; left out: 1 with --top-k, --top-p, --min-p, --typical-p or --seed, else 0."),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Choose among the k most probable tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Choose among the most probable tokens that sum to this probability.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="Leave out tokens below this share of the most probable one's probability.")] = 0.0,
+    typical_p: Annotated[float, typer.Option(help="Choose among the tokens of most typical surprise that sum to this probability.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens less likely that were there before.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Taken from the score of each token that was generated.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, for every time that it was.")] = 0.0,
+    no_repeat_ngram: Annotated[int, typer.Option(help="No run of so many tokens occurs twice; 0: any may.")] = 0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="ID=NUMBER", help="Added to a token's score; -inf bars it. May be given several times.")
+    ] = None,
+    bad_word: Annotated[list[str] | None, typer.Option(help="A text not to be written; may be given several times.")] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Beam search: so many texts go on together.", show_default=False)] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="With beams: above 0 favours long texts, below 0 short ones; left out: 1.", show_default=False)
+    ] = None,
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        typer.Option(help="With beams: stop once so many texts have ended; left out: not while one can become better.", show_default=False),
+    ] = None,
+    num_return_sequences: Annotated[
+        int | None, typer.Option(help="With beams: print so many texts a prompt; left out: the best.", show_default=False)
+    ] = None,
+    penalty_alpha: Annotated[
+        float | None, typer.Option(help="Contrastive search: how much likeness to what was said counts; takes --top-k.", show_default=False)
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the random choices repeatable; prompt i uses seed + i.")] = None,
+    top_log_probs: Annotated[int, typer.Option(help="With --json: tell so many of the most probable tokens at each step.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Continue each prompt with a decoder-only model, or answer it with an encoder-decoder."""
     from triform.generate import Sampling
 
+    beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty, "num_return_sequences": num_return_sequences}
+    beams["early_stopping"] = {None: None, "true": True, "false": False, "never": "never"}[early_stopping]
+    by_chance = top_k or top_p != 1 or min_p or typical_p != 1 or seed is not None
     if temperature is None:
-        temperature = 1.0 if top_k or top_p != 1 or min_p or seed is not None else 0.0
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
+        temperature = 1.0 if by_chance and search is None and penalty_alpha is None else 0.0
+    how = Sampling(
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, search=search, temperature=temperature,
+        top_k=top_k if penalty_alpha is None else 0, top_p=top_p, min_p=min_p, typical_p=typical_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, no_repeat_ngram=no_repeat_ngram,
+        logit_bias=_biases(logit_bias or []), bad_words=tuple(bad_word or ()), stop=tuple(stop or ()), seed=seed,
+        top_log_probs=top_log_probs,
     )  # fmt: skip
+    sampling = _searched(how, search, {name: value for name, value in beams.items() if value is not None}, (penalty_alpha, top_k))
+    if top_log_probs and not as_json:
+        raise ValueError("--top-log-probs: expected --json beside it, where they are told")
     if system is not None and not chat:
         raise ValueError("--system: expected --chat beside it, as only a chat template has a place for it")
     texts = texts_of(prompts)
     model, tokenizer = open_model(name)
     continues = model.config.form == "decoder-only" and not chat
     asked = [_conversation(text, system) for text in texts] if chat else texts
-    if len(texts) == 1 and not as_json:
+    several = num_return_sequences or 1
+    if len(texts) == several == 1 and not as_json:
         _stream(model, tokenizer, asked[0], sampling, texts[0] if continues else "")
         return
     found = _all(model, tokenizer, asked, sampling)
+    texts = [text for text in texts for _ in range(several)]
     if as_json:
         rows = [{"prompt": text} | asdict(one) for text, one in zip(texts, found, strict=True)]
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
     print(("\n\n" if continues else "\n").join((text if continues else "") + one.text for text, one in zip(texts, found, strict=True)))
+
+
+def _biases(pairs: Sequence[str]) -> dict[int, float]:
+    found = {}
+    for pair in pairs:
+        token, _, number = pair.partition("=")
+        try:
+            found[int(token)] = float(number)
+        except ValueError:
+            raise ValueError(f"--logit-bias: expected a token's id and a number, such as 198=-2.5, got {pair!r}") from None
+    return found
+
+
+def _searched(sampling: Sampling, name: str | None, beams: dict[str, Any], contrast: tuple[float | None, int]) -> Sampling:
+    """The sampling with the beams or the contrastive search that the options ask for."""
+    from triform.generate import Beams, Contrastive
+
+    alpha, top_k = contrast
+    base = sampling.search
+    if beams:
+        if name not in (None, "beam") or alpha is not None:
+            raise ValueError(f"--{next(iter(beams)).replace('_', '-')}: expected beams, and not another search beside them")
+        if base is None and "num_beams" not in beams:
+            raise ValueError(f"--{next(iter(beams)).replace('_', '-')}: expected --num-beams or --search beam beside it")
+        return replace(sampling, search=replace(base if isinstance(base, Beams) else Beams(), **beams))
+    if alpha is None:
+        return sampling
+    if name not in (None, "contrastive"):
+        raise ValueError(f"--penalty-alpha: expected contrastive search, got --search {name}")
+    base = base if isinstance(base, Contrastive) else Contrastive()
+    return replace(sampling, search=replace(base, penalty_alpha=alpha, top_k=top_k or base.top_k))
 
 
 def _conversation(text: str, system: str | None) -> Conversation:
@@ -97,5 +169,5 @@ def _all(model: Any, tokenizer: Any, prompts: Sequence[str | Conversation], samp
         for at in range(0, len(prompts), _BATCH):
             some = prompts[at : at + _BATCH]
             found += generate(model, tokenizer, some, replace(sampling, seed=tuple(seeds[at : at + len(some)])), batch_size=_BATCH)
-            done(len(found))
+            done(at + len(some))
     return found
