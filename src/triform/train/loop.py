@@ -23,7 +23,7 @@ from triform.planner.machine import matmul_peak, total_memory
 
 from .batches import Batches
 from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, read_state, step_of
-from .folder import SAMPLES, SKIPPED, claim, held, starting, sweep
+from .folder import SAMPLES, SKIPPED, claim, starting, sweep
 from .guard import write_skipped
 from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
 from .offload import check_offload
@@ -33,6 +33,7 @@ from .peak import check_precision, choose_precision
 from .prepare import check_length, prepare, text_fingerprint
 from .recipe import Recipe
 from .samples import Samples, shown, write_samples
+from .state import held
 from .step import Steps
 from .track import Trackers
 
