@@ -27,14 +27,14 @@ from triform.objectives import build_objective
 from triform.planner.describe import short
 from triform.text import train_tokenizer
 from triform.train import DataRecipe, Recipe, TokenizerRecipe, TrainRecipe, loop, read_recipe
-from triform.train.recipe import Guard, ObjectiveSpec
+from triform.train.recipe import Curriculum, Guard, ObjectiveSpec, SampleRecipe
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs/guide.md"
 PAIRS = [
     (ROOT / "README.md", ROOT / "README.zh-CN.md"),
     (GUIDE, ROOT / "docs/zh/guide.md"),
-    *((ROOT / f"docs/{name}.md", ROOT / f"docs/zh/{name}.md") for name in ("architecture", "planning", "memory")),
+    *((ROOT / f"docs/{name}.md", ROOT / f"docs/zh/{name}.md") for name in ("architecture", "planning", "memory", "serving")),
 ]
 DOCUMENTS = [document for pair in PAIRS for document in pair]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -193,6 +193,8 @@ def _defaults(cls: type) -> dict[str, Any]:
         ("tokenizer", TokenizerRecipe),
         ("train", TrainRecipe),
         ("train.guard", Guard),
+        ("train.curriculum", Curriculum),
+        ("train.samples", SampleRecipe),
     ],
 )
 def test_every_field_of_a_recipe_is_there_with_its_default(guide: Path, head: str, cls: type) -> None:
@@ -321,7 +323,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def run_command(line: str) -> None:
     words = [SHRUNK.get(word, word) for word in shlex.split(line)]
-    if words[1] != "demo":  # it takes minutes and has tests of its own
+    if words[1] not in ("demo", "serve"):  # they take minutes, or for ever, and have tests of their own
         assert cli.run(words[1:]) == 0, line
 
 
@@ -348,6 +350,9 @@ def test_the_readme_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "torch.Size([2, 16, 4000]) torch.Size([2, 16, 4000]) torch.Size([2, 5, 4000])" in capsys.readouterr().out
 
 
+_ON_REQUEST = {"checkpoints", "curves.svg", "tensorboard", "wandb", "track.json", "samples.jsonl", "skipped.jsonl"}
+
+
 def test_the_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_document(GUIDE) > 30
     runs = workplace / "runs"
@@ -357,7 +362,7 @@ def test_the_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert {row[0].strip("`") for row in rows} == set().union(*told)
         parts = next(rows[1:] for rows in tables(read(guide)) if rows[1][0] == "`recipe.yaml`")
         named = {name.split("/")[0] for row in parts for name in re.findall(r"`([\w./-]+)`", row[0])}
-        made = {path.name for path in (runs / "storyteller").iterdir()} | {"checkpoints", "curves.svg", "tensorboard", "skipped.jsonl"}
+        made = {path.name for path in (runs / "storyteller").iterdir()} | _ON_REQUEST
         assert named == made
 
 

@@ -16,12 +16,12 @@ _EXPORTS = {
     "plan": "planner",
     "save": "hub",
 }
-_PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "planner", "text", "train")
+_PACKAGES = ("config", "data", "generate", "hub", "nn", "objectives", "planner", "serve", "text", "train")
 
 __version__ = version("triform")
 __all__ = [
     "Cache", "Layout", "Trace", "build", "config", "data", "generate", "hub", "load", "nn", "objectives", "plan", "planner", "save",
-    "text", "train",
+    "serve", "text", "train",
 ]  # fmt: skip
 
 

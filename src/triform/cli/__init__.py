@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fill": ("fill", "Fill the masks of a text."),
     "classify": ("classify", "Judge texts."),
     "embed": ("embed", "Compare texts by their vectors."),
+    "serve": ("serve", "Serve models over HTTP with OpenAI's API, and a page to use them."),
     "convert": ("convert", "Write a model in another format."),
 }
 
