@@ -6,21 +6,26 @@ Shapes: D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from triform.hub import Checkpoint
+from triform.hub.gguf.blocks import Blocks
+from triform.hub.gguf.reader import GGUFFile
 from triform.kernels import Arena, Kind, Packed, PackedEmbedding, PackedLinear, library, pack, pack_blocks, packed_bytes, unpack
 from triform.nn import Transformer
 from triform.nn.heads import LanguageModel
+from triform.text import Tokenizer
 
 from .stepper import Stepper
 
 Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-__all__ = ["PackedHead", "Precision", "Stepper", "prepare"]
+__all__ = ["PackedHead", "Precision", "Stepper", "load_prepared", "prepare"]
 
 
 class Stored(Protocol):
@@ -50,11 +55,23 @@ class PackedHead(LanguageModel):
         return scores
 
 
+def load_prepared(path_or_name: str | Path, precision: Precision = "auto", *, device: str = "cpu") -> tuple[Any, Tokenizer | None]:
+    """A model made ready by `prepare`, and its tokenizer (None where there is none), from a path or a name (see `hub.load`).
+
+    Blocks of a GGUF file in Q8_0 and Q4_0 are taken as they are with "auto", and where they are what is asked for.
+    """
+    found = Checkpoint.open(path_or_name)
+    tokenizer = found.tokenizer()
+    blocks = Blocks(found.stored) if isinstance(found.stored, GGUFFile) else None
+    return prepare(found.build(dtype="bf16" if precision == "bf16" else "auto", device=device), precision, blocks), tokenizer
+
+
 def prepare(model: Any, precision: Precision = "auto", stored: Stored | None = None) -> Any:
     """Exchange a model's linear layers and token table for packed ones, in place; gives the model, which now only evaluates.
 
     precision: of the weights. "auto": as they are (fp32, also for fp16, which processors multiply slowly; bf16; or as `stored` has
-        them). "int8" and "int4" are GGUF's Q8_0 and Q4_0: blocks of 32 with one scale, inputs rounded to 8 bits in blocks of 32.
+        them). "int8" and "int4" are GGUF's Q8_0 and Q4_0: blocks of 32 with one scale, inputs rounded to 8 bits in blocks of 32; with
+        int4 the output matrix (the token table, where they are one) is int8, as in GGUF files.
     stored: the file that the model was read from, where that holds such blocks: they are taken as they are.
 
     Experts, and models that are not on the CPU, stay as they are. Where the native kernels cannot be compiled, fp32 and bf16 are
@@ -74,7 +91,7 @@ def prepare(model: Any, precision: Precision = "auto", stored: Stored | None = N
     if parameter.dtype == torch.float64 or (library() is None and not quantized):
         return model if precision == "auto" and parameter.dtype != torch.float16 else model.to(dtype)
     with torch.no_grad():
-        _Exchange(model, kind, dtype, _Source(stored, kind, precision == "auto")).run()
+        _Exchange(model, dtype, _Source(stored, kind, precision == "auto", _output(model))).run()
     return model.to(dtype).eval()
 
 
@@ -85,11 +102,14 @@ class _Source:
     stored: Stored | None
     kind: Kind
     any_kind: bool
+    output: str  # the matrix of the head, on which quality depends most
 
     def kind_of(self, name: str) -> Kind:
         """What a weight is to be packed as."""
         found = None if self.stored is None else self.stored.kind(name)
-        return found if found is not None and self.any_kind else self.kind
+        if found is not None and self.any_kind:
+            return found
+        return "int8" if self.kind == "int4" and name == self.output else self.kind
 
     def packed(self, name: str, weight: Tensor, arena: Arena) -> Packed:
         """The weight (rows, columns), packed."""
@@ -102,7 +122,7 @@ class _Source:
 class _Exchange:
     """One model's weights on their way into one piece of memory."""
 
-    def __init__(self, model: nn.Module, kind: Kind, dtype: torch.dtype, source: _Source) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, source: _Source) -> None:
         self.model, self.dtype, self.source = model, dtype, source
         self.linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear and _suits(name)}
         self.tables = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and name.endswith("input.token")}
@@ -110,7 +130,7 @@ class _Exchange:
         shapes = {f"{name}.weight": module.weight.shape for name, module in (*self.linears.items(), *self.tables.items())}
         if self.head is not None and self.head.weight is not None:
             shapes["head.weight"] = self.head.weight.shape
-        self.arena = Arena(sum(packed_bytes(*shape, source.kind_of(name)) for name, shape in shapes.items()))
+        self.arena = Arena(sum(packed_bytes(shape[0], shape[1], source.kind_of(name)) for name, shape in shapes.items()))
 
     def run(self) -> None:
         """Exchange them all; each old weight is let go of before the next is packed."""
@@ -118,14 +138,14 @@ class _Exchange:
             linear = self.linears.pop(name)
             self._replace(name, PackedLinear(self._packed(f"{name}.weight", linear.weight), linear.bias))
         tables: dict[int, PackedEmbedding] = {}
-        for name, table in self.tables.items():
+        for name, table in self.tables.items():  # a shared one once, by its first name
             tables[id(table)] = PackedEmbedding(self._packed(f"{name}.weight", table.weight), self.dtype)
         for name, old in [(n, m) for n, m in self.model.named_modules(remove_duplicate=False) if id(m) in tables]:
             self._replace(name, tables[id(old)])
         if self.head is not None:
             assert isinstance(self.model, Transformer)
             own = self.head.weight
-            packed = self.model.last.input.token.packed if own is None else self._packed("head.weight", own)  # type: ignore[union-attr, operator]
+            packed = self.model.last.input.token.packed if own is None else self._packed("head.weight", own)  # type: ignore[union-attr]
             self.model.head = PackedHead(self.head, PackedLinear(packed, self.head.bias))  # type: ignore[arg-type]
 
     def _packed(self, name: str, weight: Tensor) -> Packed:
@@ -134,6 +154,16 @@ class _Exchange:
     def _replace(self, name: str, module: nn.Module) -> None:
         parent, _, last = name.rpartition(".")
         setattr(self.model.get_submodule(parent), last, module)
+
+
+def _output(model: nn.Module) -> str:
+    """The name of a language model's output matrix; of its token table, where that is one with it."""
+    head = getattr(model, "head", None)
+    if not isinstance(model, Transformer) or not isinstance(head, LanguageModel):
+        return ""
+    if head.weight is not None:
+        return "head.weight"
+    return f"{'encoder' if model.decoder is None or model.config.share_tokens else 'decoder'}.input.token.weight"
 
 
 def _suits(name: str) -> bool:

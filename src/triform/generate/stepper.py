@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+import triform.kernels.native as structures
 from triform import config
 from triform.kernels import PackedEmbedding, PackedLinear, library
-import triform.kernels.native as structures
 from triform.kernels.native import Native
 from triform.nn import Transformer
 from triform.nn.attention import Attention
@@ -104,26 +104,23 @@ class Stepper:
     # Modules to structures
 
     def _build(self) -> structures.Program:
-        model, stack = self.model, self.model.decoder
+        stack, head = self.model.decoder, self.model.head
         assert stack is not None
-        spec, head, tokens = stack.spec, model.head, stack.input
-        assert isinstance(spec.input, config.Tokens)
-        layers = (structures.Layer * spec.depth)(*(self._layer(stack, block) for block in stack.layers.values()))
-        table = self._position_table(getattr(tokens, "position", None), spec.width)
-        segment = getattr(tokens, "segment", None)
+        assert isinstance(stack.spec.input, config.Tokens)
+        spec, tokens, top = stack.spec, _any(stack.input), _any(head)
+        table = self._position_table(tokens.position, spec.width)
         program = structures.Program(
-            layers=layers, table=tokens.token.packed.matrix(), positions=self._pointer(table), places=0 if table is None else len(table),  # type: ignore[union-attr]
-            segment=self._pointer(None if segment is None else segment.weight[0]),
-            input_norm=self._norm(tokens.norm), norm=self._norm(stack.norm), head_norm=self._norm(head.norm),  # type: ignore[union-attr]
-            head=self._matrix(head.table), embed_scale=spec.input.scale, head_scale=head.spec.scale, depth=spec.depth,  # type: ignore[union-attr]
-            width=spec.width,
+            layers=(structures.Layer * spec.depth)(*(self._layer(stack, block) for block in stack.layers.values())),
+            table=tokens.token.packed.matrix(), positions=self._pointer(table), places=0 if table is None else len(table),
+            segment=self._pointer(None if tokens.segment is None else tokens.segment.weight[0]),
+            input_norm=self._norm(tokens.norm), norm=self._norm(stack.norm), head_norm=self._norm(top.norm),
+            head=self._matrix(top.table), embed_scale=stack.spec.input.scale, head_scale=top.spec.scale, depth=spec.depth, width=spec.width,
         )  # fmt: skip
-        dense = getattr(head, "dense", None)
-        if dense is not None:
-            program.dense, program.activation = self._matrix(dense), structures.ACTIVATIONS[head.spec.transform]  # type: ignore[union-attr]
+        if top.dense is not None:
+            program.dense, program.activation = self._matrix(top.dense), structures.ACTIVATIONS[top.spec.transform]
         return program
 
-    def _layer(self, stack: Stack, block: Block) -> structures.Layer:
+    def _layer(self, stack: Stack, block: Any) -> structures.Layer:
         sublayers: list[Any] = [block.attention, block.cross, block.feed_forward]
         body: Any = block.feed_forward.body
         return structures.Layer(
@@ -183,6 +180,11 @@ class Stepper:
         self._kept.append(tensor.detach().float().contiguous())
         address: int = self._kept[-1].data_ptr()
         return address
+
+
+def _any(module: object) -> Any:
+    """A module whose parts `covered` has seen to."""
+    return module
 
 
 def covered(model: Transformer) -> bool:

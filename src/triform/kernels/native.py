@@ -101,7 +101,7 @@ class Native:
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
         sizes = (c_int64 * 6)()
-        self.sizes(sizes)  # type: ignore[attr-defined]
+        self.sizes(sizes)
         if list(sizes) != [ctypes.sizeof(part) for part in (Matrix, Norm, Attention, Layer, Program, Batch)]:
             raise ValueError(f"{path}: made from other source than this package's; delete it")
 

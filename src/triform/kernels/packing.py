@@ -53,7 +53,8 @@ class Arena:
 
     def take(self, size: int) -> Tensor:
         """The next `size` bytes, (size,) uint8, a multiple of 64."""
-        assert size % 64 == 0 and size <= len(self._free), (size, len(self._free))
+        assert size % 64 == 0
+        assert size <= len(self._free)
         taken, self._free = self._free[:size], self._free[size:]
         return taken
 
@@ -162,7 +163,8 @@ def unpack(packed: Packed, first: int = 0, last: int | None = None) -> Tensor:
 def _unpack_blocks(panels: Tensor, kind: Kind, groups: int) -> Tensor:
     size = (BLOCK_BYTES[kind] - 2) * _LANES * groups
     numbers = panels[:, :size].reshape(len(panels), groups, -1, _LANES, 4).permute(0, 3, 1, 2, 4).reshape(len(panels), _LANES, groups, -1)
-    scales = panels[:, size : size + 2 * _LANES * groups].contiguous().view(torch.float16).view(len(panels), groups, _LANES, 1).transpose(1, 2)
+    scales = panels[:, size : size + 2 * _LANES * groups].contiguous().view(torch.float16)
+    scales = scales.view(len(panels), groups, _LANES, 1).transpose(1, 2)
     if kind == "int8":
         values = numbers.float() - 128
     else:

@@ -95,6 +95,17 @@ class GGUFFile(Mapping[str, "torch.Tensor"]):
             else:
                 _dequantize(source, stored, flat.numpy())
 
+    def raw(self, name: str) -> torch.Tensor:
+        """A matrix as it is in the file, (rows, bytes of a row), uint8."""
+        import torch
+
+        stored = self.header.tensors[name]
+        out = torch.empty(stored.size, dtype=torch.uint8)
+        with FileIO(self.path) as source:
+            source.seek(stored.offset)
+            _fill(source, out.numpy())
+        return out.view(stored.shape[0], -1)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.header.tensors)
 
