@@ -74,7 +74,7 @@ def test_pairs_of_other_micro_batches_are_none_to_tell_apart(data: Path, tmp_pat
     parts, whole = made.train.step(0), made.train._collate(made.train.indices(0), [(0, 0, i) for i in range(4)])
     each = [gradients(made, [part])[1] for part in parts]
     found = gradients(made, parts)[1]
-    assert apart(found, {n: (each[0][n] + each[1][n]) / 2 for n in found}) < 1e-6
+    assert apart(found, {n: (each[0][n] + each[1][n]) / 2 for n in found}) < 5e-6
     assert apart(found, gradients(made, [whole])[1]) > 1e-4
 
 
@@ -271,6 +271,8 @@ def test_optimizer_state_goes_out_and_in(optimizer: Any) -> None:
 
 class Recorder:
     """An objective whose batch is the indices of its samples."""
+
+    cuts_rows = False
 
     def collate(self, samples: Any, seeds: Any) -> Any:
         return [int(s["i"]) for s in samples], list(seeds)
