@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .models import MODEL, open_model, progress, texts_of
+from .models import MODEL, Precision, open_model, progress, texts_of
 
 if TYPE_CHECKING:
     from triform.generate import Conversation, Generation, Sampling
@@ -70,6 +70,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the random choices repeatable; prompt i uses seed + i.")] = None,
     top_log_probs: Annotated[int, typer.Option(help="With --json: tell so many of the most probable tokens at each step.")] = 0,
+    dtype: Annotated[Precision, typer.Option(help="How the weights are kept; auto: as they are.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Continue each prompt with a decoder-only model, or answer it with an encoder-decoder."""
@@ -93,7 +94,7 @@ def generate(
     if system is not None and not chat:
         raise ValueError("--system: expected --chat beside it, as only a chat template has a place for it")
     texts = texts_of(prompts)
-    model, tokenizer = open_model(name)
+    model, tokenizer = open_model(name, dtype)
     continues = model.config.form == "decoder-only" and not chat
     asked = [_conversation(text, system) for text in texts] if chat else texts
     several = num_return_sequences or 1

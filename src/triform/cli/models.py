@@ -5,23 +5,33 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from triform.text import Tokenizer
 
+Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
+
 MODEL = "A model's folder, a .gguf file, a name of `triform pull`, or owner/name of a hub"
 
 
-def open_model(model: str | Path) -> tuple[Any, Tokenizer]:
-    """The model and the tokenizer of a path or a name (see `hub.locate`). Raises ValueError when one is missing."""
+def open_model(model: str | Path, precision: Precision | None = None) -> tuple[Any, Tokenizer]:
+    """The model and the tokenizer of a path or a name (see `hub.locate`). Raises ValueError when one is missing.
+
+    precision: for one that generates, made ready by `generate.prepare`.
+    """
     from triform import hub
 
     place = hub.locate(model)
     with loading(place):
-        found, tokenizer = hub.load(place)
+        if precision is None:
+            found, tokenizer = hub.load(place)
+        else:
+            from triform.generate.prepared import load_prepared
+
+            found, tokenizer = load_prepared(place, precision)
     if tokenizer is None:
         raise ValueError(f"{place}: expected the model's tokenizer.json beside it, found none; put it there")
     return found, tokenizer

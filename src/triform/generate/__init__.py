@@ -5,6 +5,7 @@ from .classify import Judgement, classify, embed
 from .constrained import JsonSchema, OneOf, Regex
 from .fill import Candidate, Filled, fill
 from .forms import use_of
+from .prepared import load_prepared, prepare
 from .requests import TokenRun
 from .sampler import Choices, NoChoice, State, choose
 from .sampling import Beams, Contrastive, Sampling
@@ -15,5 +16,5 @@ from .tag import Entity, tag
 __all__ = [
     "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Entity", "Filled", "Generation", "JsonSchema", "Judgement",
     "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer", "choose", "classify", "embed", "fill",
-    "generate", "generate_ids", "tag", "use_of",
+    "generate", "generate_ids", "load_prepared", "prepare", "tag", "use_of",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from .stepper import Stepper
 Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-__all__ = ["PackedHead", "Precision", "Stepper", "load_prepared", "prepare"]
+__all__ = ["PackedHead", "Precision", "Stepper", "blocks_of", "load_prepared", "prepare"]
 
 
 class Stored(Protocol):
@@ -55,15 +55,20 @@ class PackedHead(LanguageModel):
         return scores
 
 
-def load_prepared(path_or_name: str | Path, precision: Precision = "auto", *, device: str = "cpu") -> tuple[Any, Tokenizer | None]:
-    """A model made ready by `prepare`, and its tokenizer (None where there is none), from a path or a name (see `hub.load`).
-
-    Blocks of a GGUF file in Q8_0 and Q4_0 are taken as they are with "auto", and where they are what is asked for.
-    """
+def load_prepared(path_or_name: str | Path, precision: Precision = "auto") -> tuple[Any, Tokenizer | None]:
+    """A model made ready by `prepare`, and its tokenizer (None where there is none), from a path or a name (see `hub.load`)."""
     found = Checkpoint.open(path_or_name)
     tokenizer = found.tokenizer()
-    blocks = Blocks(found.stored) if isinstance(found.stored, GGUFFile) else None
-    return prepare(found.build(dtype="bf16" if precision == "bf16" else "auto", device=device), precision, blocks), tokenizer
+    return prepare(found.build(dtype="bf16" if precision == "bf16" else "auto"), precision, _blocks(found)), tokenizer
+
+
+def blocks_of(path_or_name: str | Path) -> Stored | None:
+    """What `prepare` takes as `stored`: the blocks of a GGUF file, None for any other model."""
+    return _blocks(Checkpoint.open(path_or_name))
+
+
+def _blocks(found: Checkpoint) -> Stored | None:
+    return Blocks(found.stored) if isinstance(found.stored, GGUFFile) else None
 
 
 def prepare(model: Any, precision: Precision = "auto", stored: Stored | None = None) -> Any:
@@ -127,10 +132,10 @@ class _Exchange:
         self.linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear and _suits(name)}
         self.tables = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and name.endswith("input.token")}
         self.head = model.head if isinstance(model, Transformer) and isinstance(model.head, LanguageModel) else None
-        shapes = {f"{name}.weight": module.weight.shape for name, module in (*self.linears.items(), *self.tables.items())}
+        sizes: dict[str, Any] = {f"{name}.weight": module.weight.shape for name, module in (*self.linears.items(), *self.tables.items())}
         if self.head is not None and self.head.weight is not None:
-            shapes["head.weight"] = self.head.weight.shape
-        self.arena = Arena(sum(packed_bytes(shape[0], shape[1], source.kind_of(name)) for name, shape in shapes.items()))
+            sizes["head.weight"] = self.head.weight.shape
+        self.arena = Arena(sum(packed_bytes(shape[0], shape[1], source.kind_of(name)) for name, shape in sizes.items()))
 
     def run(self) -> None:
         """Exchange them all; each old weight is let go of before the next is packed."""

@@ -126,7 +126,9 @@ class Stepper:
         return structures.Layer(
             self=self._attention(stack, block.attention.body, block.view),
             cross=structures.Attention() if block.cross is None else self._attention(stack, block.cross.body, None),
-            gate=structures.Matrix() if body.gate is None else self._matrix(body.gate), up=self._matrix(body.up), down=self._matrix(body.down),
+            gate=structures.Matrix() if body.gate is None else self._matrix(body.gate),
+            up=self._matrix(body.up),
+            down=self._matrix(body.down),
             norms=(structures.Norm * 3)(*(self._norm(s and s.norm) for s in sublayers)),
             norms_out=(structures.Norm * 3)(*(self._norm(s and s.norm_out) for s in sublayers)),
             placement=structures.PLACEMENTS[block.spec.placement], activation=structures.ACTIVATIONS[body.spec.activation],

@@ -55,7 +55,7 @@ def library_path() -> Path:
         return shipped
     tool = compiler()
     if tool is None:
-        raise ValueError("no C++ compiler; install one (Debian: apt install g++) and generation on this processor gets several times faster")
+        raise ValueError("no C++ compiler; install one (Debian: apt install g++) and generation gets several times faster")
     folder = cache_folder() / "kernels" / _key(tool)
     if not (folder / _name()).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,16 +73,16 @@ def build(folder: Path, tool: str | None = None) -> Path:
         raise ValueError("expected a C++ compiler, found none; install g++ or clang++, or name one in CXX")
     target = folder / _name()
     with tempfile.TemporaryDirectory() as work:
-        _compile(tool, Path(work))
+        threads = _threads(tool)
+        _compile(tool, threads, Path(work))
         with replacing(target) as temporary:
             objects = sorted(str(file) for file in Path(work).glob("*.o"))
-            _run([[tool, "-shared", *_threads(tool), *objects, "-o", str(temporary)]])
+            _run([[tool, "-shared", *threads, *objects, "-o", str(temporary)]])
     return target
 
 
-def _compile(tool: str, work: Path) -> None:
+def _compile(tool: str, threads: Sequence[str], work: Path) -> None:
     """All objects at once."""
-    threads = _threads(tool)
     commands = [
         [tool, *_FLAGS, *flags, f"-DVARIANT={name}", "-c", str(SOURCE / "variant.cpp"), "-o", str(work / f"{name}.o")]
         for name, flags in variants().items()

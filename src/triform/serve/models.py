@@ -12,7 +12,7 @@ from typing import Any
 from triform import generate, hub
 from triform.generate.engine import Engine
 from triform.generate.forms import longest
-from triform.generate.prepared import Precision, prepare
+from triform.generate.prepared import Precision, blocks_of, prepare
 from triform.text import Tokenizer
 from triform.text.framing import judged, prompts, source
 
@@ -221,7 +221,7 @@ def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto"
     name = name or name_of(place, path)
     use = generate.use_of(model.config)
     if use == "generate":
-        model = prepare(model, dtype)
+        model = prepare(model, dtype, blocks_of(path))
         return Writer(name, model, tokenizer, Engine(model, tokenizer, queue=queue, **engine))
     if use not in _PLACES:
         head = getattr(model.config, "head", None)
