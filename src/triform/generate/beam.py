@@ -21,8 +21,6 @@ from .sampler import Guide, NoChoice, State, candidates, guided, log_totals, pro
 from .sampling import Beams
 from .stream import TextStream
 
-_UNUSED = -1e9  # the score of beams that differ in nothing from the first: at the beginning all do
-
 
 @dataclass(eq=False)
 class _Beam:
@@ -72,7 +70,8 @@ class _Search:
     def __init__(self, quest: Quest, settings: Beams) -> None:
         self.quest, self.settings = quest, settings
         first = _Beam(0.0, stream=quest.stream, guide=quest.state.guide)
-        self.running = [first, *(replace(first, score=_UNUSED) for _ in range(settings.num_beams - 1))]
+        # The others would be the first again: nothing is to come of them.
+        self.running = [first, *(replace(first, score=-torch.inf) for _ in range(settings.num_beams - 1))]
         self.finished: list[tuple[float, _Beam, FinishReason]] = []
         self.length, self.done = 0, False
 
@@ -97,12 +96,17 @@ class _Search:
         if self.done:
             return list(range(count))
         running += [(running[0][0], replace(running[0][1], score=-torch.inf))] * (count - len(running))
-        self.running = [self._guided(beam) for _, beam in running]
+        self.running = [beam for _, beam in running]
         return [parent for parent, _ in running]
 
     def _reason(self, beam: _Beam) -> FinishReason | None:
         if beam.token in self.quest.eos:
             return "stop"
+        if beam.guide is not None:
+            beam.guide = beam.guide.copy()
+            beam.guide.accept(beam.token)
+            if beam.guide.complete:
+                return "stop"
         if beam.stream is not None:
             beam.stream = beam.stream.copy()
             beam.stream.push(beam.token)
@@ -123,12 +127,6 @@ class _Search:
             return True
         length = self.quest.room if how.early_stopping == "never" and how.length_penalty > 0 else self.length
         return self._final(best, length) <= self.finished[-1][0]
-
-    def _guided(self, beam: _Beam) -> _Beam:
-        if beam.guide is not None:
-            beam.guide = beam.guide.copy()
-            beam.guide.accept(beam.token)
-        return beam
 
     def results(self) -> list[TokenRun]:
         """The texts that are given, the best first."""
@@ -177,7 +175,8 @@ def _candidates(
     scores: Tensor, live: Sequence[_Search], beams: Sequence[_Beam], history: History | None
 ) -> Iterator[Iterator[tuple[int, _Beam]]]:
     """Of each prompt the K texts, one token longer, that its next beams are chosen from, with the numbers of the beams they go on from."""
-    quest, count = live[0].quest, live[0].settings.num_beams
+    quest = next(search.quest for search in live if not search.done)  # all bar the same
+    count = live[0].settings.num_beams
     sampling, reserve = quest.state.sampling, max(2, 1 + len(quest.eos))  # as many as may end, and one
     total = log_totals(scores)
     log_probs = scores - total[:, None]
