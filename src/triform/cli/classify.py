@@ -21,7 +21,10 @@ def classify(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help='Texts to judge; "-" reads them, one a line.')],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print the most probable label of each text and its probability."""
+    """Print the most probable label of each text and its probability; of several labels, or of numbers, each with its own.
+
+    Which of these a model judges by, its configuration says (problem_type).
+    """
     from triform import hub
     from triform.generate import classify as judge
 
@@ -31,11 +34,16 @@ def classify(
     task = hub.task(place)
     with progress(len(written), "texts") as done, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        found = judge(model, tokenizer, written, task.get("labels"), length=task.get("length"), on_batch=done)
+        problem = task.get("problem_type")
+        found = judge(model, tokenizer, written, task.get("labels"), problem=problem, length=task.get("length"), on_batch=done)
     for warning in told:
         print(f"triform: {warning.message}", file=sys.stderr)
     if as_json:
         print(json.dumps([{"text": text} | asdict(one) for text, one in zip(written, found, strict=True)], ensure_ascii=False, indent=2))
         return
     for text, one in zip(written, found, strict=True):
-        print(f"{one.label}\t{one.score:.3f}\t{text}")
+        if problem is None:
+            print(f"{one.label}\t{one.score:.3f}\t{text}")
+            continue
+        told = [(label, score) for label, score in one.scores.items() if problem == "regression" or score >= 0.5]
+        print(" ".join(f"{label}={score:.3f}" for label, score in told) + f"\t{text}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .guiding import constraint_of, proposals_of, rate_of
 from .models import MODEL, Precision, open_model, progress, texts_of
 
 if TYPE_CHECKING:
     from triform.generate import Conversation, Generation, Sampling
+    from triform.generate.speculative import Draft, Lookup
 
 app = typer.Typer(add_completion=False)
 _BATCH = 32
@@ -23,7 +27,8 @@ EarlyStopping = Literal["true", "false", "never"]
 @app.command(
     epilog='Examples: triform generate runs/storyteller/model 却说曹操 --temperature 0.8 --top-p 0.95 --seed 1 --stop "。"  ·  '
     'triform generate smollm2-135m-instruct "What is the capital of France?" --chat  ·  '
-    "triform generate runs/translator/model 却说曹操 --num-beams 5 --length-penalty 0.6 --no-repeat-ngram 4"
+    "triform generate runs/translator/model 却说曹操 --num-beams 5 --length-penalty 0.6 --no-repeat-ngram 4  ·  "
+    "triform generate smollm2-135m-instruct 菜很好吃 --examples reviews.jsonl --choice 好 --choice 坏"
 )
 def generate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL}: one with a decoder.")],
@@ -68,6 +73,17 @@ def generate(
         float | None, typer.Option(help="Contrastive search: how much likeness to what was said counts; takes --top-k.", show_default=False)
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    json_schema: Annotated[str | None, typer.Option(help="The text is JSON by this schema: a file, or the schema itself.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The whole text is matched by this regular expression.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="The text is this, or another given so.")] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help='Show these first: lines of {"input": …, "output": …}, or .tsv; the prompt is the next input, --system the task.'),
+    ] = None,
+    draft: Annotated[str | None, typer.Option(metavar="MODEL", help="A small model with the same tokens proposes several.")] = None,
+    lookup: Annotated[
+        int | None, typer.Option(help="Propose so many tokens from where the text was like this before.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the random choices repeatable; prompt i uses seed + i.")] = None,
     top_log_probs: Annotated[int, typer.Option(help="With --json: tell so many of the most probable tokens at each step.")] = 0,
     dtype: Annotated[Precision, typer.Option(help="How the weights are kept; auto: as they are.")] = "auto",
@@ -75,6 +91,7 @@ def generate(
 ) -> None:
     """Continue each prompt with a decoder-only model, or answer it with an encoder-decoder."""
     from triform.generate import Sampling
+    from triform.generate.fewshot import FewShot
 
     beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty, "num_return_sequences": num_return_sequences}
     beams["early_stopping"] = {None: None, "true": True, "false": False, "never": "never"}[early_stopping]
@@ -85,27 +102,41 @@ def generate(
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, search=search, temperature=temperature,
         top_k=top_k if penalty_alpha is None else 0, top_p=top_p, min_p=min_p, typical_p=typical_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, no_repeat_ngram=no_repeat_ngram,
-        logit_bias=_biases(logit_bias or []), bad_words=tuple(bad_word or ()), stop=tuple(stop or ()), seed=seed,
+        constraint=constraint_of(json_schema, regex, choice or []), logit_bias=_biases(logit_bias or []), bad_words=tuple(bad_word or ()), stop=tuple(stop or ()), seed=seed,
         top_log_probs=top_log_probs,
     )  # fmt: skip
     sampling = _searched(how, search, {name: value for name, value in beams.items() if value is not None}, (penalty_alpha, top_k))
     if top_log_probs and not as_json:
         raise ValueError("--top-log-probs: expected --json beside it, where they are told")
-    if system is not None and not chat:
-        raise ValueError("--system: expected --chat beside it, as only a chat template has a place for it")
+    if system is not None and not chat and examples is None:
+        raise ValueError("--system: expected --chat or --examples beside it, as only they have a place for it")
+    task = None if examples is None else FewShot.read(examples, system or "")
+    sampling = sampling if task is None else task.sampling(sampling, chat=chat)
     texts = texts_of(prompts)
     model, tokenizer = open_model(name, dtype)
-    continues = model.config.form == "decoder-only" and not chat
-    asked = [_conversation(text, system) for text in texts] if chat else texts
+    proposals = proposals_of(draft, lookup)
+    continues = model.config.form == "decoder-only" and not chat and task is None
+    asked: Sequence[str | Conversation] = [_conversation(text, system) for text in texts] if chat else texts
+    if task is not None:
+        asked = [task.conversation(text) if chat else task.prompt(text) for text in texts]
     several = num_return_sequences or 1
-    if len(texts) == several == 1 and not as_json:
-        _stream(model, tokenizer, asked[0], sampling, texts[0] if continues else "")
+    if len(texts) == several == 1 and not as_json and task is None:
+        found = _stream(model, tokenizer, asked[0], sampling, texts[0] if continues else "", proposals)
+    else:
+        found = _all(model, tokenizer, asked, sampling, proposals)
+    if proposals is not None:
+        print(f"triform: {rate_of(found)}", file=sys.stderr)
+    if len(texts) == several == 1 and not as_json and task is None:
         return
-    found = _all(model, tokenizer, asked, sampling)
     texts = [text for text in texts for _ in range(several)]
     if as_json:
-        rows = [{"prompt": text} | asdict(one) for text, one in zip(texts, found, strict=True)]
+        rows: list[dict[str, Any]] = [{"prompt": text} | asdict(one) for text, one in zip(texts, found, strict=True)]
+        if task is not None:
+            rows = [row | {"answer": task.parse(row["text"])} for row in rows]
         print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    if task is not None:
+        print("\n".join(one.text.strip() for one in found))
         return
     print(("\n\n" if continues else "\n").join((text if continues else "") + one.text for text, one in zip(texts, found, strict=True)))
 
@@ -148,7 +179,9 @@ def _conversation(text: str, system: str | None) -> Conversation:
     return [*told, {"role": "user", "content": text}]
 
 
-def _stream(model: Any, tokenizer: Any, prompt: str | Conversation, sampling: Sampling, before: str) -> None:
+def _stream(
+    model: Any, tokenizer: Any, prompt: str | Conversation, sampling: Sampling, before: str, proposals: Draft | Lookup | None
+) -> list[Generation]:
     from triform.generate import generate
 
     lead = [before]
@@ -157,11 +190,14 @@ def _stream(model: Any, tokenizer: Any, prompt: str | Conversation, sampling: Sa
         print("".join(lead) + piece, end="", flush=True)
         lead.clear()
 
-    generate(model, tokenizer, [prompt], sampling, on_text=show)
+    found = generate(model, tokenizer, [prompt], sampling, on_text=show, speculate=proposals)
     print("".join(lead))
+    return found
 
 
-def _all(model: Any, tokenizer: Any, prompts: Sequence[str | Conversation], sampling: Sampling) -> list[Generation]:
+def _all(
+    model: Any, tokenizer: Any, prompts: Sequence[str | Conversation], sampling: Sampling, proposals: Draft | Lookup | None
+) -> list[Generation]:
     from triform.generate import generate
 
     seeds = sampling.seeds(len(prompts))
@@ -169,6 +205,7 @@ def _all(model: Any, tokenizer: Any, prompts: Sequence[str | Conversation], samp
     with progress(len(prompts), "prompts") as done:
         for at in range(0, len(prompts), _BATCH):
             some = prompts[at : at + _BATCH]
-            found += generate(model, tokenizer, some, replace(sampling, seed=tuple(seeds[at : at + len(some)])), batch_size=_BATCH)
+            how = replace(sampling, seed=tuple(seeds[at : at + len(some)]))
+            found += generate(model, tokenizer, some, how, speculate=proposals, batch_size=_BATCH)
             done(at + len(some))
     return found
