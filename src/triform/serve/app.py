@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -59,7 +60,21 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     if state.settings.origins:
         headers = ["Authorization", "Content-Type", "X-Request-ID"]
         app.add_middleware(CORSMiddleware, allow_origins=state.settings.origins, allow_methods=["GET", "POST"], allow_headers=headers)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the 422 that FastAPI would give: what does not fit is a 400 here, as it is with OpenAI."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for operations in found["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        app.openapi_schema = found
+    return app.openapi_schema
 
 
 def _http_error(_: Request, error: HTTPException) -> Response:
