@@ -5,11 +5,12 @@ Shapes: N tokens of a pass, R slots, H key-value heads, C capacity of a slot in 
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -245,8 +246,10 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Zeros of which, on the CPU, the system takes no memory until they are written."""
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    count = int(np.prod(shape, dtype=np.int64)) * like.element_size()
-    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(like.dtype).view(shape)
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * like.element_size()))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would be cleared and kept for the first few tokens of a slot
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
 
 def token_bytes(model: config.Transformer, element_size: int) -> int:
