@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,26 @@ from recipes import recipe
 from runs import assert_same, outcome, quiet, stopped_and_resumed
 
 from triform import nn
+from triform.nn import products
+from triform.nn.products import Products, training_products
 from triform.train import onednn, run
-from triform.train.onednn import check_onednn, through_onednn
+from triform.train.checkpoint import read_state
+from triform.train.onednn import check_onednn, choose_linear
+
+through_onednn = partial(training_products, Products(onednn=True))
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """For products of any size."""
-    monkeypatch.setattr(onednn, "_LEAST", 0)
+    monkeypatch.setattr(products, "_LEAST", 0)
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each product of oneDNN's."""
-    plainly, found = onednn._product, list[int]()
-    monkeypatch.setattr(onednn, "_product", lambda *arguments: (found.append(1), plainly(*arguments))[1])
+    plainly, found = products._onednn, list[int]()
+    monkeypatch.setattr(products, "_onednn", lambda *arguments: (found.append(1), plainly(*arguments))[1])
     return found
 
 
@@ -51,7 +57,7 @@ def test_what_is_left_to_torch(case: str, counted: list[int]) -> None:
     size = 8 if case == "small" else 1024
     dtype = torch.float64 if case == "fp64" else torch.float32
     layer, x = torch.nn.Linear(size, size, dtype=dtype), torch.randn(4, size, dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"), through_onednn(case != "not wanted"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"), training_products(Products(onednn=case != "not wanted")):
         layer(x)
     assert not counted
     with through_onednn():
@@ -91,7 +97,28 @@ def test_a_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, always: None, cou
 
 def test_where_there_is_no_such_product_the_recipe_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_onednn()
-    monkeypatch.setattr(onednn, "_product", lambda x, weight, bias: x @ weight.T)
+    monkeypatch.setattr(products, "_onednn", lambda x, weight, bias: x @ weight.T)
     with pytest.raises(ValueError, match=r"train\.linear: this torch has no working oneDNN product; choose torch"):
         run(recipe("Causal", data, linear="onednn"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(1.5, "onednn"), (1.0, "torch")])
+def test_auto_takes_what_was_measured_to_be_faster_and_a_run_keeps_it(
+    gain: float, chosen: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "_gain", lambda: gain)
+    assert choose_linear("auto") == chosen
+    assert choose_linear("auto", precision="bf16") == choose_linear("auto", "cuda") == "torch"
+    made = recipe("Causal", data, linear="auto", precision="fp32")
+    run(made, tmp_path / "whole", report=quiet)
+    newest = sorted((tmp_path / "whole" / "checkpoints").glob("[!.]*"))[-1]
+    assert read_state(newest)["linear"] == chosen
+
+
+def test_the_measurement_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "cache_folder", lambda: tmp_path)
+    gain = onednn._gain.__wrapped__()
+    assert 0.05 < gain < 50
+    monkeypatch.setattr(onednn, "_measured", lambda: 0.0)
+    assert onednn._gain.__wrapped__() == gain

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from triform import config
 
+from . import fused
 from .cache import Growing
 from .mask import Part, View
-from .norm import at_least_float, build_norm
+from .norm import build_norm
 from .position import rotate
+from .products import narrowed
 
-_SHORT = 256  # keys, up to which the CPU trains attention in fp32
+_SHORT = 512  # keys, up to which the CPU trains attention by plain products
 
 
 @dataclass
@@ -99,12 +101,13 @@ class Attention(nn.Module):
         if view.parts:
             return torch.cat([self._attend_part(query, key, value, part) for part in view.parts], dim=2)
         mask, dropout = view.mask, self.spec.dropout if self.training else 0.0
-        # torch's CPU kernel goes backward slower in bf16 than in fp32 while sequences are short.
-        fused = dropout == 0 and (mask is None or mask.dtype == torch.bool)
-        short = fused and query.is_cpu and query.requires_grad and key.shape[2] <= _SHORT
-        if short:
-            query, key, value = at_least_float(query), at_least_float(key), at_least_float(value)
-        with torch.autocast(query.device.type, enabled=not short and torch.is_autocast_enabled(query.device.type)):
+        dtype = narrowed(query.device.type, query.dtype)
+        biased = mask is not None and mask.dtype != torch.bool
+        # torch's CPU kernel goes backward slowly while sequences are short, above all in bf16, and has none for a learned bias.
+        if dropout == 0 and fused.fits(query) and key.shape[2] <= _SHORT and (biased or dtype != torch.float32):
+            scores = mask.to(dtype) if biased and mask is not None else mask
+            return fused.attention(query.to(dtype), key.to(dtype), value.to(dtype), scores, view.causal, self.spec.scale)
+        with torch.autocast(query.device.type, enabled=torch.is_autocast_enabled(query.device.type)):
             y = F.scaled_dot_product_attention(
                 query, key, value, mask, dropout, view.causal, scale=self.spec.scale, enable_gqa=key.shape[1] != query.shape[1]
             )

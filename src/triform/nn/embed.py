@@ -10,6 +10,7 @@ from triform import config
 from .dropout import Dropout
 from .norm import build_norm
 from .position import InputPosition
+from .products import lookup
 
 
 class TokenInput(nn.Module):
@@ -26,7 +27,7 @@ class TokenInput(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor | None = None) -> Tensor:
         """`positions` (B or 1, T); `segments` (B, T), all 0 when left out."""
-        x = self.token(ids)
+        x = lookup(ids, self.token.weight) if type(self.token) is nn.Embedding else self.token(ids)  # packed ones look up themselves
         if self.spec.scale != 1.0:
             x = x * self.spec.scale
         if self.position is not None:

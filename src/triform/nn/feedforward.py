@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from triform import config
 
+from . import fused
 from .dropout import Dropout
 from .norm import at_least_float
+from .recompute import inside
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -48,7 +50,12 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(spec.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        left, right = (self.up(x), None) if self.gate is None else (self.gate(x), self.up(x))
+        # A `down` that is something else, an adapter or a packed matrix, is called as the module it is.
+        plain = type(self.down) is nn.Linear and not (self.training and self.dropout.p) and fused.has_inner(self.spec.activation)
+        if plain and fused.fits(left) and not inside():  # a block that runs again keeps nothing, and need not end with this product
+            return fused.inner(left, right, self.down.weight, self.down.bias, self.spec.activation, self.activation)
+        h = self.activation(left) if right is None else self.activation(left) * right
         out: Tensor = self.down(self.dropout(h))
         return out
 

@@ -12,17 +12,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .norm import at_least_float
+from .products import chosen
 
 IGNORE = -100  # the label of a position that is not scored
 
 
 def chunk_rows(vocab_size: int) -> int:
-    """How many tokens' logits exist at once: some 4 million numbers, few enough for a processor's caches to help.
+    """How many tokens' logits exist at once in full width, at least 256.
 
-    With a large vocabulary at least 256 tokens, as each chunk also passes over the
-    gradient of the whole matrix.
+    Some 4 million numbers are few enough for a processor's caches to help.
     """
     return max(256, (1 << 22) // vocab_size)
+
+
+def joined_rows(model_width: int, size: int) -> int:
+    """How many tokens' gradients by the logits, of `size` bytes a number, are kept to be multiplied with the states at once.
+
+    Each such product passes over the gradient of the whole matrix, and with few tokens it is slow: at least 512, and as many as
+    take 1.5 times what that gradient takes.
+    """
+    return max(512, 6 * model_width // size)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -33,37 +42,60 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # `needs` and not ctx.needs_input_grad, which is True for a parameter even where gradients are off.
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast(device, enabled=False):
-            states, matrix = hidden.to(dtype), weight.to(dtype)
-            grad_hidden = torch.empty_like(states) if needs[0] else None
-            grad_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
-            grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
-            step = chunk_rows(len(weight))
-            for first in range(0, len(states), step):
-                part = slice(first, first + step)
-                logits = at_least_float(states[part] @ matrix.T)
-                if bias is not None:
-                    logits += bias
-                loss, gradient = _loss_and_gradient(logits, labels[part, None], *weights)
-                total += loss
-                if grad_bias is not None:
-                    grad_bias += gradient.sum(0)
-                gradient = gradient.to(dtype)
-                if grad_hidden is not None:
-                    torch.mm(gradient, matrix, out=grad_hidden[part])
-                if grad_weight is not None:
-                    grad_weight += gradient.T @ states[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            total, ctx.gradients = _passes(hidden.to(dtype), weight.to(dtype), bias, labels, weights, needs)
+        ctx.how, ctx.table = chosen(), weight
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [None if g is None else (g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*gradients, None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the loss over a vocabulary can be gone back through once: its gradients are used up")
+        (by_hidden, by_weight, by_bias), ctx.gradients = ctx.gradients, None
+        if by_weight is not None and ctx.how.gathers(ctx.table):
+            ctx.how.gather(ctx.table, by_weight, grad)
+            by_weight = None
+        scaled = [None if g is None else g.to(d).mul_(grad) for g, d in zip((by_hidden, by_weight, by_bias), ctx.dtypes, strict=True)]
+        return (*scaled, None, None, None)
+
+
+def _passes(
+    states: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: tuple[float, float], needs: tuple[bool, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The summed loss, and its gradients by states, matrix and bias where they are needed."""
+    dtype, wide, how = states.dtype, torch.promote_types(states.dtype, torch.float32), chosen()
+    total, by_weight = torch.zeros((), dtype=wide, device=states.device), None
+    by_hidden = torch.empty_like(states) if needs[0] else None
+    by_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
+    step, joined = chunk_rows(len(matrix)), joined_rows(matrix.shape[1], matrix.element_size())
+    for begin in range(0, len(states), joined):
+        rows = states[begin : begin + joined]
+        kept = rows.new_empty(len(rows), len(matrix)) if needs[1] else None
+        for first in range(0, len(rows), step):
+            part = slice(begin + first, begin + min(first + step, len(rows)))
+            logits = at_least_float(how.multiply(states[part], matrix.T))
+            if bias is not None:
+                logits += bias
+            loss, gradient = _loss_and_gradient(logits, labels[part, None], *weights)
+            total += loss
+            if by_bias is not None:
+                by_bias += gradient.sum(0)
+            gradient = gradient.to(dtype) if kept is None else kept[first : first + step].copy_(gradient)
+            del logits
+            if by_hidden is not None:
+                by_hidden[part] = how.multiply(gradient, matrix)
+            del gradient
+        if begin + joined >= len(states):
+            del matrix
+        if kept is not None:
+            product = how.multiply(kept.T, rows)
+            by_weight = product if by_weight is None else by_weight.to(wide).add_(product)
+            del kept, product
+    if needs[1] and by_weight is None:  # nothing is scored
+        by_weight = torch.zeros_like(matrix)
+    return total, (by_hidden, by_weight, by_bias)
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, z_loss: float, smoothing: float) -> tuple[Tensor, Tensor]:

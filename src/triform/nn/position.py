@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from triform import config
 
+from . import fused
 from .norm import at_least_float
 
 
@@ -86,6 +87,8 @@ def rotation(rotary: config.Rotary, positions: Tensor, width: int) -> Rotation:
 
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
     """Turn the pairs (i, i + half) of the last dimension of x (B, H, T, width), in fp32 or better."""
+    if fused.fits(x):
+        return fused.rotate(x, *turn)
     (cos, sin), wide = turn, at_least_float(x)
     return (wide * cos).addcmul(wide.roll(x.shape[-1] // 2, dims=-1), sin).type_as(x)
 

@@ -31,6 +31,7 @@ Context = Callable[[], AbstractContextManager[None]]
 
 class _Choice(threading.local):
     how: Recompute = "none"
+    inside = False
     again: Context | None = None
 
 
@@ -70,6 +71,19 @@ def chosen() -> Recompute:
     return _choice.how if torch.is_grad_enabled() else "none"
 
 
+def inside() -> bool:
+    """Whether what runs here is a block that is, or is to be, worked out again."""
+    return _choice.inside
+
+
+def _marked(block: Callable[..., Given], *args: Any) -> Given:
+    before, _choice.inside = _choice.inside, True
+    try:
+        return block(*args)
+    finally:
+        _choice.inside = before
+
+
 def call(how: Recompute, block: Callable[..., Given], *args: Any) -> Given:
     """block(*args), of which autograd keeps as much as `how` says. The block must change nothing outside itself."""
     if how == "none":
@@ -77,7 +91,8 @@ def call(how: Recompute, block: Callable[..., Given], *args: Any) -> Given:
     more: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
     if _choice.again is not None:
         more = {"context_fn": partial(_contexts, more.get("context_fn"), _choice.again)}
-    result: Given = checkpoint(block, *args, use_reentrant=False, **more)
+    body = block if torch.compiler.is_compiling() else partial(_marked, block)
+    result: Given = checkpoint(body, *args, use_reentrant=False, **more)
     return result
 
 

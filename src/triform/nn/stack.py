@@ -30,7 +30,8 @@ class Sublayer(nn.Module):
     def __init__(self, body: nn.Module, block: config.Block, width: int) -> None:
         super().__init__()
         self.body, self.placement = body, block.placement
-        self.norm = build_norm(block.norm, width)
+        # A router reads its input in full width.
+        self.norm = build_norm(block.norm, width, narrow=block.placement != "post" and not isinstance(body, Experts))
         self.norm_out = build_norm(block.norm if block.placement == "sandwich" else None, width)
         self.dropout = Dropout(block.dropout)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -17,7 +18,8 @@ from triform import config
 from .setting import AttentionKernel, Device
 from .tape import Back, Node, Parameter, Storage, Tape, Tensor, same_each, widest_each
 
-SHORT = 256  # keys, up to which the CPU trains attention in fp32 (see nn.attention)
+SHORT = 512  # keys, up to which the CPU trains attention by plain products (see nn.attention)
+_INNER = ("relu", "gelu", "gelu_tanh", "silu")  # activations of nn.fused.inner
 _GROUPS = 8  # experts are gone through one by one, or where there are more in so many groups, to answer at once
 
 
@@ -65,9 +67,18 @@ class Modules:
     kernel: AttentionKernel = "sdpa"
     training: bool = True
     fp8: bool = False
+    runs_again: bool = False  # in the backward pass
+
+    @property
+    def fused(self) -> bool:
+        """Whether the parts of nn.fused and nn.products are at work."""
+        return self.device == "cpu" and self.training
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         tape, weight = self.tape, self.weights[f"{name}.weight"]
+        if self.fused:
+            read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
+            return self._narrowed(read, name, (x,), (read,), partial(_linear_back, before=1))
         if self.fp8 and ".layers." in name:
             return self._linear_in_fp8(x, name)
         matrix = tape.cast(weight.tensor, tape.compute)
@@ -85,11 +96,26 @@ class Modules:
         del narrow
         return y if bias is None else self.add(y, tape.cast(bias.tensor, tape.compute))
 
-    def norm(self, x: Tensor, name: str, spec: config.Norm | None) -> Tensor:
+    def _narrowed(self, read: Tensor, name: str, inputs: tuple[Tensor, ...], saves: tuple[Tensor, ...], back: Back) -> Tensor:
+        """What a linear layer makes of `read`; its weight is narrowed for the moment only."""
+        tape, weight, bias = self.tape, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        matrix = tape.new(weight.tensor.count, tape.compute, "casts") if tape.compute < weight.tensor.width else None
+        inputs = (*inputs, weight.tensor) if bias is None else (*inputs, weight.tensor, bias.tensor)
+        out = tape.product(read.count // weight.shape[1] * weight.shape[0], tape.compute, inputs, saves, back=back)
+        del matrix
+        return out
+
+    def norm(self, x: Tensor, name: str, spec: config.Norm | None, narrow: bool = False) -> Tensor:
         if spec is None:
             return x
         tape, weight = self.tape, self.weights[f"{name}.weight"].tensor
         rows = x.count // weight.count
+        if self.fused:
+            given, size, is_layer = tape.compute if narrow else x.width, tape.wide * x.count, isinstance(spec, config.LayerNorm)
+            widened, bias = size * (x.width < tape.wide), self.weights.get(f"{name}.bias")
+            work = (widened + size * (given < tape.wide), widened + size * (not is_layer) + size * (given < tape.wide))
+            inputs = (x, weight) if bias is None else (x, weight, bias.tensor)
+            return tape.op(x.count, given, inputs, (x,), extra=(8 if is_layer else 4) * rows, work=work)
         if isinstance(spec, config.LayerNorm):
             bias = self.weights.get(f"{name}.bias")
             x = x if self.device == "cpu" else tape.cast(x, tape.wide)
@@ -158,12 +184,15 @@ class Modules:
         else:
             key, value = kept
         y = self.attend(query, key, value, spec, shape, view)
-        if spec.qk_norm is not None and self.device == "cpu":
+        if spec.qk_norm is not None and self.device == "cpu" and not self.training:
             y = self.copied(y)  # heads before tokens, as the norms leave the queries
         return self.linear(self.tape.cast(y, value.width), f"{name}.out")
 
     def rotate(self, x: Tensor, turn: tuple[Storage, Storage]) -> Tensor:
         tape = self.tape
+        if self.fused:
+            widened = 2 * tape.wide * x.count * (x.width < tape.wide)
+            return tape.op(x.count, x.width, (x,), turn, work=(widened, widened))
         wide = tape.cast(x, tape.wide)
         first = tape.op(x.count, tape.wide, (wide,), turn[:1])
         turned = tape.op(x.count, tape.wide, (first, tape.op(x.count, tape.wide, (wide,))), turn[1:], back=_addcmul)
@@ -172,16 +201,31 @@ class Modules:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, spec: config.Attention, shape: Shape, view: View) -> Tensor:
         tape, mask, dropout = self.tape, view.mask, spec.dropout if self.training else 0.0
-        boolean, on_cpu = mask is None or mask.width == 1, self.device == "cpu"
-        short = on_cpu and self.training and dropout == 0 and boolean and shape.keys <= SHORT
-        width = tape.wide if short else tape.compute
+        boolean, on_cpu, width = mask is None or mask.width == 1, self.device == "cpu", tape.compute
         query, key, value = tape.cast(query, width), tape.cast(key, width), tape.cast(value, width)
+        if self.fused and dropout == 0 and shape.keys <= SHORT and (not boolean or width < tape.wide):
+            return self.short(query, key, value, shape, mask)
         if mask is not None and boolean:
             mask = tape.new(mask.count, width)
         if self.kernel == "eager" or (on_cpu and (dropout > 0 or (mask is not None and mask.node is not None))):
             return self.eager(query, key, value, shape, view._replace(mask=mask), dropout)
         inputs = (query, key, value) if mask is None else (query, key, value, mask)
         return tape.product(query.count, width, inputs, inputs, extra=4 * shape.batch * shape.heads * shape.queries)
+
+    def short(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape, mask: Tensor | None) -> Tensor:
+        """nn.fused.attention: neither scores nor probabilities are kept."""
+        tape, width, scores = self.tape, query.width, shape.scores * query.width
+        inputs = (query, key, value) if mask is None or mask.width == 1 else (query, key, value, mask)
+        if mask is not None and mask.width == 1:
+            mask = tape.new(mask.count, width)
+        joined = [tape.new(x.count, width) for x in (query, key, value)]
+        made = tape.hold(2 * scores)
+        del made
+        shares = tape.hold(scores)
+        work = (0, 3 * scores + query.count * width)
+        out = tape.op(query.count, width, inputs, joined if mask is None else [*joined, mask], work=work)
+        del shares, joined
+        return self.copied(out)
 
     def eager(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape, view: View, dropout: float) -> Tensor:
         """Scores and probabilities in full, in fp32, as torch's own unfused attention makes them."""
@@ -210,6 +254,11 @@ class Modules:
     # Feed-forward
 
     def feed_forward(self, x: Tensor, name: str, spec: config.FeedForward) -> Tensor:
+        if self.fused and not spec.dropout and not self.runs_again and spec.activation in _INNER:
+            left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
+            inputs = (left, self.linear(x, f"{name}.up")) if spec.gated else (left,)
+            h = self.tape.new(left.count, left.width)
+            return self._narrowed(h, f"{name}.down", inputs, inputs, partial(_inner_back, before=len(inputs)))
         h = self.activation(self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up"), spec.activation)
         if spec.gated:
             up = self.linear(x, f"{name}.up")
@@ -281,6 +330,31 @@ class Modules:
         else:
             h = self.activation(h, spec.expert.activation)
         return linear(self.dropout(h, spec.expert.dropout), "down", hidden, width)
+
+
+def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int) -> list[Tensor | None]:
+    """Gradients by x, weight and bias; the first two are made in the products' width and widened. `before`: inputs before the weight."""
+    (to, count, width), (_, size, wide), *bias = node.inputs[0], *node.inputs[before:]
+    matrix = tape.new(size, tape.compute) if tape.compute < wide else None
+    by_x = None if to is None else tape.new(count, tape.compute)
+    del matrix
+    by_weight = tape.new(size, tape.compute)
+    by_weight = by_weight if tape.compute == wide else tape.new(size, wide)
+    by_bias = [tape.new(number, each) for _, number, each in bias]
+    if by_x is not None and width != tape.compute:
+        by_x = tape.new(count, width)
+    return [by_x, by_weight, *by_bias]
+
+
+def _inner_back(tape: Tape, grad: Tensor, node: Node, before: int) -> list[Tensor | None]:
+    """The same behind an activation, which is made again, and its product with what is gated."""
+    _, count, width = node.inputs[0]
+    active = tape.new(count, width)
+    h = tape.new(count, width) if before == 2 else active
+    by_h, *rest = _linear_back(tape, grad, node, before)
+    by_left = tape.new(count, width)
+    del h, by_h
+    return [by_left, active, *rest] if before == 2 else [by_left, *rest]
 
 
 def _addcmul(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:

@@ -9,7 +9,7 @@ from triform import config
 
 from .activations import Modules, Shape, Store, View
 from .setting import Setting
-from .tape import Node, Parameter, Storage, Tape, Tensor, same_each
+from .tape import Node, Parameter, Storage, Tape, Tensor, new_each, same_each
 
 LOGITS = "logits"
 
@@ -17,6 +17,11 @@ LOGITS = "logits"
 def chunk_rows(vocab_size: int) -> int:
     """Tokens whose logits exist at once (see nn.loss)."""
     return max(256, (1 << 22) // vocab_size)
+
+
+def joined_rows(model_width: int, size: int) -> int:
+    """Tokens whose gradients by the logits exist at once (see nn.loss)."""
+    return max(512, 6 * model_width // size)
 
 
 def length_of(stack: config.Stack, length: int) -> int:
@@ -55,7 +60,9 @@ class Pass:
 
     def __post_init__(self) -> None:
         setting = self.setting
-        self.modules = Modules(self.tape, self.weights, setting.device, setting.attention, self.training, setting.precision == "fp8")
+        again = self.training and setting.recompute != "none"
+        how = (setting.device, setting.attention, self.training, setting.precision == "fp8", again)
+        self.modules = Modules(self.tape, self.weights, *how)
         self.routing: list[tuple[Tensor | Storage, ...]] | None = []
 
     def loss(self) -> Tensor:
@@ -168,7 +175,8 @@ class Pass:
 
     def _sublayer(self, x: Tensor, name: str, spec: config.Block, body: Callable[[Tensor, str], Tensor]) -> Tensor:
         modules, norm = self.modules, f"{name}.norm"
-        y = body(x if spec.placement == "post" else modules.norm(x, norm, spec.norm), f"{name}.body")
+        narrow = not (name.endswith(".feed_forward") and isinstance(spec.feed_forward, config.Experts))
+        y = body(x if spec.placement == "post" else modules.norm(x, norm, spec.norm, narrow), f"{name}.body")
         if spec.placement == "post":
             return modules.norm(modules.add(x, modules.dropout(y, spec.dropout)), norm, spec.norm)
         after = spec.norm if spec.placement == "sandwich" else None
@@ -180,7 +188,9 @@ class Pass:
         tape, modules, width = self.tape, self.modules, scene.stack.width
         count = self.setting.batch * scene.length
         table = self.weights.get(f"{scene.name}.input.token.weight") or self.weights["encoder.input.token.weight"]
-        x = modules.scaled(tape.op(count * width, table.tensor.width, (table.tensor,)), spec.scale)
+        found = tape.op(count * width, table.tensor.width, (table.tensor,), back=_looked_up if modules.fused else new_each)
+        x = modules.scaled(found, spec.scale)
+        del found
         rows = self._rows() * scene.length
         if isinstance(spec.position, config.Learned):
             position = self.weights[f"{scene.name}.input.position.weight"].tensor
@@ -299,30 +309,64 @@ class Pass:
         compute, wide = tape.compute, tape.wide
         states = x if x.width == compute else tape.new(x.count, compute)
         matrix = table.tensor if table.tensor.width == compute else tape.new(vocabulary * width, compute, "casts")
-        by_hidden, by_weight = tape.new(x.count, compute), tape.new(vocabulary * width, wide)
-        by_hidden.storage.move(LOGITS)
-        by_weight.storage.move(LOGITS)
-        tokens, step = x.count // width, chunk_rows(vocabulary)
-        logits = gradient = None
-        for first in range(0, min(tokens, 3 * step), step):  # later chunks are like the third
-            rows = min(step, tokens - first)
-            product = tape.new(rows * vocabulary, compute, LOGITS)
-            logits = product if compute == wide else tape.new(rows * vocabulary, wide, LOGITS)
-            del product
-            gradient = logits
-            gradient = logits if compute == wide else tape.new(rows * vocabulary, compute, LOGITS)
-            part = tape.new(vocabulary * width, compute, LOGITS)
-            tape.hold(self.modules.widened(by_weight, part), LOGITS)
-            del part
-        del logits, gradient, matrix, states
+        by_hidden = tape.new(x.count, compute, LOGITS)
+        tokens, step, joined, by_weight = x.count // width, chunk_rows(vocabulary), joined_rows(width, compute), None
+        supers = list(range(0, tokens, joined))
+        for begin in [*supers[:2], *supers[-1:]] if len(supers) > 3 else supers:  # those between are alike
+            kept = tape.new(min(joined, tokens - begin) * vocabulary, compute, LOGITS)
+            self._chunk(min(step, joined, tokens - begin), vocabulary, width)
+            if begin == supers[-1]:
+                del matrix
+            product = tape.new(vocabulary * width, compute, LOGITS)
+            if by_weight is None:
+                by_weight = product
+            else:
+                by_weight = by_weight if by_weight.width == wide else tape.new(by_weight.count, wide, LOGITS)
+                tape.hold(self.modules.widened(by_weight, product), LOGITS)
+            del kept, product
+        assert by_weight is not None
         inputs = (x, table.tensor) if bias is None else (x, table.tensor, bias.tensor)
-        return tape.op(1, 4, inputs, (by_hidden, by_weight), back=_scaled_by_loss)
+        back = _gathered_by_loss if self.modules.fused else _scaled_by_loss
+        del states
+        return tape.op(1, 4, inputs, (by_hidden, by_weight), back=back)
+
+    def _chunk(self, rows: int, vocabulary: int, width: int) -> None:
+        """The logits of some tokens, in place of which come the gradients by them."""
+        tape = self.tape
+        product = tape.new(rows * vocabulary, tape.compute, LOGITS)
+        logits = product if tape.compute == tape.wide else tape.new(product.count, tape.wide, LOGITS)
+        del product
+        by_states = tape.new(rows * width, tape.compute, LOGITS)
+        del logits, by_states
 
 
 def _scaled_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
-    out: list[Tensor | None] = []
+    """In the place of what was saved, or wider."""
     assert node.saved is not None
+    out: list[Tensor | None] = []
     for (_, count, width), saved in zip(node.inputs, [*node.saved, None], strict=False):
-        scaled = tape.new(count, width if saved is None else saved.size // count)
-        out.append(scaled if scaled.width == width else tape.new(count, width))
+        if isinstance(saved, Storage) and saved.size == count * width:
+            out.append(Tensor(saved, count, width))
+            continue
+        out.append(tape.new(count, width))
     return out
+
+
+def _gathered_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
+    """The same, but for the table's, which is added in place."""
+    assert node.saved is not None
+    (_, _, _), (table, count, width), *_ = node.inputs
+    saved = node.saved[1]
+    assert isinstance(saved, Storage)
+    tape.gather(table, lambda: Tensor(saved, count, width) if saved.size == count * width else tape.new(count, width))
+    first = Node([], [], _scaled_by_loss, 0, node.layer)
+    first.inputs, first.saved = [node.inputs[0], *node.inputs[2:]], [node.saved[0]]
+    by_hidden, *by_bias = _scaled_by_loss(tape, grad, first)
+    return [by_hidden, None, *by_bias]
+
+
+def _looked_up(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
+    """A token table's gradient, which is added in place."""
+    (table, count, width), *_ = node.inputs
+    tape.gather(table, lambda: tape.new(count, width))
+    return [None]

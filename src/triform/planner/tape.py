@@ -211,7 +211,9 @@ class Tape:
             x.node.uses -= parts
         return views
 
-    def product(self, count: int, width: int, inputs: Sequence[Tensor], saves: Sequence[Tensor | Storage], extra: int = 0) -> Tensor:
+    def product(
+        self, count: int, width: int, inputs: Sequence[Tensor], saves: Sequence[Tensor | Storage], extra: int = 0, back: Back = new_each
+    ) -> Tensor:
         """An operation whose results selective recomputing keeps: a product with a weight, or the fused attention."""
         if self._replay:
             out = Tensor(self._replay.pop(0), count, width)
@@ -222,7 +224,7 @@ class Tape:
             if self._stash is not None:
                 self._stash += [out.storage, *rest]
         fused = [out.storage, *rest] if extra else []
-        return self._record(out, inputs, [*saves, *fused], new_each, 0)
+        return self._record(out, inputs, [*saves, *fused], back, 0)
 
     def cast(self, x: Tensor, width: int) -> Tensor:
         """x in another width; a parameter's narrower cast is remembered as autocast does until `forget_casts`."""
@@ -327,6 +329,14 @@ class Tape:
                     grad = self.new(count, width)
                 self.send(to, grad)
                 grad = None
+
+    def gather(self, to: Node | Parameter | None, make: Callable[[], Tensor]) -> None:
+        """A gradient that is added in place as it comes up, or begins there."""
+        if isinstance(to, Parameter):
+            if to.grad is None:
+                to.grad = make()
+                to.grad.storage.move("gradients")
+            to.uses -= 1
 
     def send(self, to: Node | Parameter | None, grad: Tensor) -> None:
         """A gradient to where it belongs, added to what is there already in its place."""

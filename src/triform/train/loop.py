@@ -21,6 +21,7 @@ from triform.nn import build
 from triform.objectives import Batch, Objective
 from triform.planner.machine import matmul_peak, total_memory
 
+from .allocator import keeping_memory
 from .batches import Batches
 from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, read_state, step_of
 from .folder import SAMPLES, SKIPPED, claim, starting, sweep
@@ -95,14 +96,16 @@ class Trainer(Steps):
         if start is not None and newest is None:
             self._begin_from(start)
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
-        super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision)
+        # A resumed run goes on with the products it began with: another machine, or another measurement, would choose others.
+        linear = saved.get("linear", "torch") if saved else None
+        super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision, linear=linear)
         self.train = Batches(self.objective, prepared.train, self.settings)
         self.train.check()
         self.validation = Batches(self.objective, prepared.validation, self.settings) if len(prepared.validation) else None
         if newest is not None:
             load_checkpoint(newest, self.model, self.optimizer, self.average)
         counts: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "validated": None, "last": {}}
-        self.state: dict[str, Any] = saved or counts | {"guard": None, "precision": precision, **facts}
+        self.state: dict[str, Any] = saved or counts | {"guard": None, "precision": precision, "linear": self.linear, **facts}
         self._note_threads()
         if self.watch is not None:
             self.state["guard"] = self.watch.memory = self.state["guard"] or self.watch.memory
@@ -291,7 +294,8 @@ def _finished(trainer: Trainer, report: Report | None) -> Result:
         write_plan(folder, forecast)
         if report is None:
             print(announce(forecast), file=sys.stderr)
-        with measuring(trainer.device) as measured, progress_bar(recipe.train.steps, trainer.state["step"], report) as reporter:
+        bar = progress_bar(recipe.train.steps, trainer.state["step"], report)
+        with keeping_memory(), measuring(trainer.device) as measured, bar as reporter:
             finished = trainer.fit(reporter)
         trainer.checkpoints.wait()
         plot_curves(folder)

@@ -148,7 +148,7 @@ class TrainRecipe:
     and fp8 (see `triform.train.fp8`) are for GPUs. recompute: what the backward pass works out again instead of keeping it
     (see `triform.nn.recompute`). offload: what it keeps waits in the processor's memory and not in the
     GPU's (see `triform.train.offload`). linear: whose products linear layers take in fp32 on the
-    CPU (see `triform.train.onednn`). `clip` limits the norm of the gradients.
+    CPU; auto: the faster of the two here (see `triform.train.onednn`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
     load_balance, router_z: weights of the experts' losses, which are taken over a
@@ -184,7 +184,7 @@ class TrainRecipe:
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     recompute: Recompute = "none"
     offload: bool = False
-    linear: Literal["torch", "onednn"] = "torch"
+    linear: Literal["auto", "torch", "onednn"] = "auto"
     bucket: int = 1
     curriculum: Curriculum | None = None
     validate_every: int = 100

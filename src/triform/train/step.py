@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triform import config
 from triform.nn import DualEncoder, Transformer, recomputing
+from triform.nn.products import Products, training_products
 from triform.objectives import Batch, Loss
 from triform.planner import flops
 
@@ -20,7 +21,7 @@ from .average import Average
 from .fp8 import to_fp8
 from .guard import Watch, fresh
 from .offload import offloading
-from .onednn import through_onednn
+from .onednn import choose_linear
 from .optimizer import Optimizer, clip_gradients, schedule
 from .recipe import TrainRecipe
 from .scaling import LossScale
@@ -40,10 +41,12 @@ class Steps:
     """A model with its optimizer, and what happens to them in a step."""
 
     def __init__(
-        self, spec: config.Model, model: Transformer | DualEncoder, objective: Scoring, settings: TrainRecipe, *, precision: str
-    ) -> None:
+        self, spec: config.Model, model: Transformer | DualEncoder, objective: Scoring, settings: TrainRecipe, *, precision: str,
+        linear: str | None = None,
+    ) -> None:  # fmt: skip
         self.spec, self.model, self.objective, self.settings, self.precision = spec, model, objective, settings, precision
         self.device = next(model.parameters()).device.type
+        self.linear = linear or choose_linear(settings.linear, self.device, precision)
         if precision == "fp8":
             to_fp8(model)
         self.optimizer = Optimizer(model, settings)
@@ -110,13 +113,13 @@ class Steps:
         recipe = self.settings
         count = max(1, sum(batch.count for batch in batches))
         sums = dict.fromkeys(("loss", *self.objective.metric_names), 0.0)
-        products = partial(through_onednn, recipe.linear == "onednn")
+        products = partial(training_products, Products(self.linear == "onednn", in_place=True)) if self.device == "cpu" else None
         for batch in batches:
             part = batch.tokens / tokens
             batch = batch.to(self.device)
             with (
-                self._autocast(), products(), offloading(recipe.offload, self.model.parameters()),
-                recomputing(recipe.recompute, products if recipe.linear == "onednn" else None),
+                self._autocast(), (products or nullcontext)(), offloading(recipe.offload, self.model.parameters()),
+                recomputing(recipe.recompute, products),
             ):  # fmt: skip
                 loss = self.objective.loss(self.model, batch, smoothing=recipe.smoothing, z_loss=recipe.z_loss)
             objective = loss.total / count
