@@ -76,8 +76,8 @@ def test_a_stop_string_ends_a_beam_and_is_cut() -> None:
 def test_a_prompt_that_is_done_bars_nothing_for_the_others() -> None:
     model, tokenizer = model_and_tokenizer()
     free = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=12, search=BEAMS))
-    stop = free[0].text[:1]
-    sampling = Sampling(max_new_tokens=12, min_new_tokens=6, search=replace(BEAMS, early_stopping=True), stop=(stop,))
+    stop = tuple({one.text[:1] for one in free[:2]} | {*free[0].text} - {*free[-1].text})
+    sampling = Sampling(max_new_tokens=12, min_new_tokens=10, search=replace(BEAMS, early_stopping=True), stop=stop)
     together = generate(model, tokenizer, PROMPTS, sampling)
     alone = [one for prompt in PROMPTS for one in generate(model, tokenizer, prompt, sampling)]
     assert [one.ids for one in together] == [one.ids for one in alone]
