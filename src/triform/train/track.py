@@ -57,14 +57,14 @@ class _Wandb:
 
 class _Trackio:
     def __init__(self, package: Any, folder: Path, step: int, settings: Mapping[str, Any]) -> None:
-        quiet: dict[str, Any] = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self.package, quiet = package, {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         self.run = package.init(project=PROJECT, name=_identity(folder), config=dict(settings), resume="allow", **quiet)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         self.run.log(dict(row), step=step)
 
     def close(self) -> None:
-        self.run.finish()
+        self.package.finish()  # the run's own would be called, and heard, once more at the end of the process
 
 
 _TRACKERS: dict[str, Callable[[Any, Path, int, Mapping[str, Any]], Tracker]] = {
