@@ -77,7 +77,7 @@ def test_the_chat_model_says_what_the_reference_says(tmp_path: Path) -> None:
     def same(found: list[Any], expected: Any) -> None:
         for one, row in zip(found, expected.sequences[:, width:].tolist(), strict=True):
             assert one.ids == row[: len(one.ids)]
-                assert set(row[len(one.ids) :]) <= {0, *ends}  # what it fills with
+            assert set(row[len(one.ids) :]) <= {0, *ends}  # what it fills with
 
     greedy = generate(model, tokenizer, asked, Sampling(max_new_tokens=40))
     same(greedy, theirs(do_sample=False))
