@@ -225,21 +225,38 @@ def test_an_encoder_reads_a_source_once() -> None:
     assert [ticket.run.ids for ticket in tickets] == [alone(model_of("both"), ticket.request) for ticket in tickets]
 
 
-def test_a_long_prompt_does_not_hold_up_those_that_run() -> None:
+def test_a_long_prompt_holds_up_neither_those_that_run_nor_short_ones() -> None:
     stepped = Stepped(model_of("plain"), 3, 4)
-    running = stepped.submit(asked(2, 3, 30))
+    running = stepped.submit(asked(2, 3, 40))
     stepped.step(3)
     made = len(running.run.ids)
     long = stepped.submit(asked(4, 40, 4))
     stepped.step(2)
+    assert len(running.run.ids) == made + 2
     short = stepped.submit(asked(6, 4, 4))
+    stepped.step()
+    assert len(short.run.ids) == 1, "a short prompt has the next step for itself"
     steps = 0
     while not long.run.ids:
         stepped.step()
         steps += 1
-        assert len(running.run.ids) == made + 2 + steps
-        assert bool(short.run.ids) == (steps >= 2), "the short prompt has half of each chunk"
-    assert steps > 8
+    assert len(running.run.ids) >= made + 2 + steps - 1, "the others go on every step but those"
+    assert steps == 8, "the long prompt has had the whole of each chunk"
+
+
+def test_short_prompts_without_end_stop_nobody() -> None:
+    stepped = Stepped(model_of("plain"), 4, 4)
+    running = stepped.submit(asked(2, 3, 40))
+    stepped.step(3)
+    long = stepped.submit(asked(4, 21, 4))
+    made, steps = len(running.run.ids), 0
+    while not long.run.ids:
+        stepped.submit(asked(6 + 2 * steps, 4, 1))
+        stepped.step()
+        steps += 1
+        assert steps < 40
+    assert len(running.run.ids) - made >= steps // 2, "a step for prompts alone is followed by one for all"
+    assert steps <= 2 * 11, "half of each other chunk"
 
 
 def test_order_is_first_come_first_served_but_for_priorities() -> None:

@@ -62,14 +62,15 @@ class Engine:
         slots: int = 16,
         capacity: int | None = None,
         memory: int | float | None = None,
-        chunk: int = 256,
+        chunk: int | None = None,
         queue: int = 256,
     ) -> None:
         """slots: requests that run at once; fewer where `memory` does not hold them.
         capacity: tokens of one request, prompt and output; None: as many as the model has positions, at most 4096, or
             as fit into the memory.
         memory: what the cache may take, in bytes, or as a share (below 1) of the device's; None: a quarter of it.
-        chunk: tokens of prompts that a step reads at most, beside one of each running request.
+        chunk: tokens of prompts that a step reads at most, beside one of each running request; None: 64 on the CPU, where
+            more in one pass are hardly faster, else 512.
         queue: requests that may wait beside those that run; one more is refused with `Full`.
 
         Raises ValueError for a model that does not generate, and a memory that does not hold one request.
@@ -83,6 +84,7 @@ class Engine:
         self._was_training = net.training
         like = next(net.parameters())
         slots, capacity, source = size_of(net.config, like, slots, capacity, memory)
+        chunk = chunk or (64 if like.device.type == "cpu" else 512)
         self.batch = Batch(Runner(net, Slots(net.config, slots, capacity, source, like)), chunk)
         self._inbox: deque[Row] = deque()
         self._change = Condition()

@@ -100,6 +100,7 @@ class Scheduler:
         self.sources: list[Tokens] = [np.empty(0, dtype=np.int64)] * slots  # what was encoded into each slot
         self._free: deque[int] = deque(range(slots))  # used longest ago first
         self.hits = self.reused = 0
+        self._for_prompts = False  # whether the last step was for prompts alone
 
     @property
     def busy(self) -> bool:
@@ -143,24 +144,29 @@ class Scheduler:
     def plan(self) -> list[tuple[Row, int]]:
         """The rows of the coming step, each with how many of its tokens are read, by rising slot.
 
-        Every row with one token left goes on. Prompts share a chunk: half of it goes to the one that has waited longest
-        and the rest to the shortest, so that a long prompt stalls nobody and is itself not put off for ever.
+        Prompts that can be read within a chunk have every second step for themselves, so that a first token comes soon
+        whatever else runs. In the others every row with one token left goes on, beside a chunk of prompts: half of it goes
+        to the one that has waited longest and the rest to the shortest, so that a long prompt stalls nobody and is itself
+        not put off for ever.
         """
         ready = [row for row in self.rows.values() if row.begun]
-        counts = {row.slot: 1 for row in ready if row.pending == 1}
-        prompts = [row for row in ready if row.pending > 1]
-        left = self.chunk
-        if prompts:
-            oldest = min(prompts, key=lambda row: row.ticket.submitted_at)
-            alone = len(prompts) == 1
-            counts[oldest.slot] = oldest.pending if self.whole else min(oldest.pending, left if alone else max(1, left // 2))
-            left -= counts[oldest.slot]
-            for row in sorted(prompts, key=lambda row: row.pending):
-                more = row.pending - counts.get(row.slot, 0)
-                if row.pending > left if self.whole else left < 1:
-                    break
-                counts[row.slot] = counts.get(row.slot, 0) + min(more, left)
-                left -= min(more, left)
+        running = [row for row in ready if row.pending == 1]
+        prompts = sorted((row for row in ready if row.pending > 1), key=lambda row: row.pending)
+        counts, left = dict[int, int](), self.chunk
+        self._for_prompts = bool(running and prompts and prompts[0].pending <= left and not self._for_prompts)
+        if not self._for_prompts:
+            counts = {row.slot: 1 for row in running}
+            if prompts:
+                oldest = min(prompts, key=lambda row: row.ticket.submitted_at)
+                share = left if len(prompts) == 1 else max(1, left // 2)
+                counts[oldest.slot] = oldest.pending if self.whole else min(oldest.pending, share)
+                left -= counts[oldest.slot]
+        for row in prompts:
+            more = row.pending - counts.get(row.slot, 0)
+            if left < 1 or (more > left and (self.whole or self._for_prompts)):
+                break
+            counts[row.slot] = counts.get(row.slot, 0) + min(more, left)
+            left -= min(more, left)
         return [(self.rows[slot], count) for slot, count in sorted(counts.items())]
 
     def may_begin(self, row: Row) -> bool:
