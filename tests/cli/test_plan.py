@@ -115,3 +115,24 @@ def test_no_torch_is_loaded() -> None:
     code = "import sys\nfrom triform.cli import run\nassert run(['plan', 'gpt2', '--json']) == 0\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_offloading_and_8_bits_are_planned_for_the_hardware_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def parts(*words: str) -> dict[str, int]:
+        code, out, _ = run(capsys, *words, "--json")
+        assert code == 0
+        found: dict[str, int] = json.loads(out)["memory"]["training"]["largest"]
+        return found
+
+    plain = parts("llama-7b", "--hardware", "H100", "--batch", "1")
+    assert parts("llama-7b", "--hardware", "H100", "--batch", "1", "--offload")["activations"] < 0.2 * plain["activations"]
+    assert parts("llama-7b", "--hardware", "H100", "--batch", "1", "--precision", "fp8")["casts"] < 0.1 * plain["casts"]
+    (tmp_path / "recipe.yaml").write_text(
+        "model: storyteller\ndata: {source: sanguo}\nobjective: {kind: Causal}\ntrain: {steps: 9, precision: fp8, offload: true}\n", "utf-8"
+    )
+    assert parts(str(tmp_path / "recipe.yaml"), "--hardware", "H100")["overhead"] > 0  # a card's, whatever this machine has
+    for card, says in (("A100-80G", "has no fp8; choose one of"), ("this", "offload: ")):
+        code, _, err = run(capsys, str(tmp_path / "recipe.yaml"), "--hardware", card)
+        assert code == 2
+        assert says in err
+        assert err.count("\n") == 1

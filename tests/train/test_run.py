@@ -18,7 +18,7 @@ from triform import config, hub
 from triform.nn import build
 from triform.planner.machine import matmul_peak
 from triform.train import Recipe, read_metrics, read_recipe, run
-from triform.train.metrics import progress_bar
+from triform.train.metrics import PANELS, progress_bar
 
 
 def quiet(row: dict[str, Any]) -> None:
@@ -52,6 +52,9 @@ def test_what_a_run_leaves(data: Path, tmp_path: Path, curves: None) -> None:
     assert json.loads((folder / "result.json").read_text("utf-8")) == asdict(result)
     assert (folder / "curves.svg").read_text("utf-8").lstrip().startswith("<?xml")
     assert "matplotlib.pyplot" not in sys.modules
+    drawn = {name for names in PANELS.values() for name in names}
+    assert {"loss", "validation_loss", "gradient_norm", "rate", "tokens_per_second"} == drawn
+    assert drawn <= {name for row in read_metrics(folder / "metrics.jsonl") for name in row}
     metrics = read_metrics(folder / "metrics.jsonl")
     steps, held = [r for r in metrics if "loss" in r], [r for r in metrics if "validation_loss" in r]
     fields = {"step", "loss", "rate", "gradient_norm", "tokens", "tokens_per_second", "peak_share", "seconds"}
