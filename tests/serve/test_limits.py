@@ -19,6 +19,7 @@ from served import Running, Scripted, random_writer, scripted_writer, serving
 from triform.serve import Settings, read_keys
 from triform.serve.batcher import Batcher
 from triform.serve.errors import ServeError
+from triform.serve.stream import event
 
 ASK: list[Any] = [{"role": "user", "content": "你好"}]
 LONG = "话说天下大势，分久必合，合久必分。" * 40
@@ -216,6 +217,12 @@ def test_what_fails_on_the_way_is_told_and_nothing_else_of_it(caplog: pytest.Log
 
 
 # The end
+
+
+def test_an_event_is_one_line_for_every_client() -> None:
+    said = "a\x85b\u2028c\u2029d\x1ce\nf你"
+    assert len(event(said).decode().splitlines()) == 2
+    assert json.loads(event(said)[6:]) == said
 
 
 @pytest.mark.parametrize("drain", [0.2, 30.0])

@@ -17,9 +17,14 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _SILENCE = 10.0  # seconds after which a comment shows that the connection lives
 
 
+# Unicode's other line ends, at which some clients part lines too
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
 def event(data: Any) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
 
 
 class EventStream(StreamingResponse):
