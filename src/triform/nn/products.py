@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,15 @@ _LEAST = 1 << 20  # multiplications, below which a call of oneDNN's costs more t
 
 @dataclass(frozen=True)
 class Products:
-    """How products are made. onednn: in fp32 by oneDNN. in_place: gradients of tables are added to `.grad` as they come up."""
+    """How products are made.
+
+    onednn: in fp32 by oneDNN. in_place: gradients of tables are added to `.grad` as they come up. layers: linear layers are
+    ours; not where blocks are compiled, as a compiler knows its own.
+    """
 
     onednn: bool = False
     in_place: bool = False
+    layers: bool = True
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         """a (M, K) times b (K, N)."""
@@ -149,7 +154,7 @@ def training_products(how: Products = _PLAIN) -> Iterator[None]:
     """
     before, _choice.how = _choice.how, how
     try:
-        with _Through():
+        with _Through() if how.layers else nullcontext():
             yield
     finally:
         _choice.how = before

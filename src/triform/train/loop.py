@@ -97,15 +97,16 @@ class Trainer(Steps):
             self._begin_from(start)
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         # A resumed run goes on with the products it began with: another machine, or another measurement, would choose others.
-        linear = saved.get("linear", "torch") if saved else None
-        super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision, linear=linear)
+        ways = {"linear": saved.get("linear", "torch"), "compiled": saved.get("compiled", False)} if saved else {}
+        super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision, **ways)
         self.train = Batches(self.objective, prepared.train, self.settings)
         self.train.check()
         self.validation = Batches(self.objective, prepared.validation, self.settings) if len(prepared.validation) else None
         if newest is not None:
             load_checkpoint(newest, self.model, self.optimizer, self.average)
+        facts |= {"precision": precision, "linear": self.linear, "compiled": self.compiled is not None}
         counts: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "validated": None, "last": {}}
-        self.state: dict[str, Any] = saved or counts | {"guard": None, "precision": precision, "linear": self.linear, **facts}
+        self.state: dict[str, Any] = saved or counts | {"guard": None, **facts}
         self._note_threads()
         if self.watch is not None:
             self.state["guard"] = self.watch.memory = self.state["guard"] or self.watch.memory

@@ -145,4 +145,8 @@ def _listed(names: Iterable[str]) -> str:
 
 def clip_gradients(model: nn.Module, limit: float) -> float:
     """Scale the gradients so that their norm is at most `limit`; returns the norm before."""
-    return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not float(norm) <= limit:  # else they need not be passed over again
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)

@@ -148,7 +148,8 @@ class TrainRecipe:
     and fp8 (see `triform.train.fp8`) are for GPUs. recompute: what the backward pass works out again instead of keeping it
     (see `triform.nn.recompute`). offload: what it keeps waits in the processor's memory and not in the
     GPU's (see `triform.train.offload`). linear: whose products linear layers take in fp32 on the
-    CPU; auto: the faster of the two here (see `triform.train.onednn`). `clip` limits the norm of the gradients.
+    CPU; auto: the faster of the two here (see `triform.train.onednn`). compile: blocks by torch.compile; auto: on a GPU
+    with a compiler (see `triform.train.compiled`). `clip` limits the norm of the gradients.
 
     smoothing, z_loss: of the labels, and of the scores' log-partition (see `linear_cross_entropy`).
     load_balance, router_z: weights of the experts' losses, which are taken over a
@@ -185,6 +186,7 @@ class TrainRecipe:
     recompute: Recompute = "none"
     offload: bool = False
     linear: Literal["auto", "torch", "onednn"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
     bucket: int = 1
     curriculum: Curriculum | None = None
     validate_every: int = 100

@@ -18,6 +18,7 @@ from triform.objectives import Batch, Loss
 from triform.planner import flops
 
 from .average import Average
+from .compiled import Compiled, choose_compile
 from .fp8 import to_fp8
 from .guard import Watch, fresh
 from .offload import offloading
@@ -42,13 +43,15 @@ class Steps:
 
     def __init__(
         self, spec: config.Model, model: Transformer | DualEncoder, objective: Scoring, settings: TrainRecipe, *, precision: str,
-        linear: str | None = None,
+        linear: str | None = None, compiled: bool | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.model, self.objective, self.settings, self.precision = spec, model, objective, settings, precision
         self.device = next(model.parameters()).device.type
         self.linear = linear or choose_linear(settings.linear, self.device, precision)
         if precision == "fp8":
             to_fp8(model)
+        wanted = choose_compile(settings.compile, self.device) if compiled is None else compiled
+        self.compiled = Compiled(model) if wanted else None
         self.optimizer = Optimizer(model, settings)
         self.average = None if settings.ema is None else Average(model, settings.ema)
         self.watch = None if settings.guard is None else Watch(settings.guard, fresh())
@@ -113,13 +116,15 @@ class Steps:
         recipe = self.settings
         count = max(1, sum(batch.count for batch in batches))
         sums = dict.fromkeys(("loss", *self.objective.metric_names), 0.0)
-        products = partial(training_products, Products(self.linear == "onednn", in_place=True)) if self.device == "cpu" else None
+        ways = Products(self.linear == "onednn", in_place=True, layers=self.compiled is None)
+        products = partial(training_products, ways) if self.device == "cpu" else None
+        compiled = nullcontext if self.compiled is None else self.compiled.used
         for batch in batches:
             part = batch.tokens / tokens
             batch = batch.to(self.device)
             with (
                 self._autocast(), (products or nullcontext)(), offloading(recipe.offload, self.model.parameters()),
-                recomputing(recipe.recompute, products),
+                recomputing(recipe.recompute, products), compiled(),
             ):  # fmt: skip
                 loss = self.objective.loss(self.model, batch, smoothing=recipe.smoothing, z_loss=recipe.z_loss)
             objective = loss.total / count
