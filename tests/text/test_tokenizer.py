@@ -47,6 +47,16 @@ def test_the_round_trip_is_exact(trained, text):
         assert all(0 <= i < trained[kind].vocab_size for i in ids)
 
 
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4), special=st.booleans(), plain=st.booleans())
+@example(["[CLS]却说[SEP]", "<0x41> the"], True, False)
+def test_ids_are_the_same_with_offsets_and_without(trained, texts, special, plain):
+    for tokenizer in trained.values():
+        whole = [encoding.ids for encoding in tokenizer.encodings(texts, special, plain=plain)]
+        assert tokenizer.encode_batch(texts, special, plain=plain) == whole
+        assert tokenizer.encode(texts[0], special, plain=plain) == whole[0]
+
+
 @settings(max_examples=30, deadline=None)
 @given(text=st.text(st.characters(categories=["Cs", "Lo", "Po"]), max_size=40))
 @example("\ud800")
