@@ -34,14 +34,14 @@ class Triform:
         import torch
 
         from triform.generate import load_prepared
-        from triform.kernels import PackedEmbedding, PackedLinear
+        from triform.kernels import Arena, PackedEmbedding, PackedLinear
 
         torch.set_num_threads(THREADS)
         self.model, _ = load_prepared(path, "auto" if path.endswith(".gguf") else precision)  # type: ignore[arg-type]
         packed = [m.data for m in self.model.modules() if isinstance(m, PackedLinear | PackedEmbedding)]
         self.bytes = sum({data.data_ptr(): data.numel() for data in packed}.values())
         self.vocabulary = self.model.config.decoder.input.vocab_size
-        self.room = torch.ones(1 << 26)
+        self.room = Arena(1 << 28).take(1 << 28).fill_(1).view(torch.float32)  # as the weights are
 
     def run(self, rows: int, new: int) -> None:
         """Generate."""

@@ -81,7 +81,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise ValueError("a contestant ended early; run benchmarks/contestants.py by hand to see why")
+            raise ValueError(f"it ended early; run {' '.join(map(str, self.process.args))} by hand to see why")  # type: ignore[arg-type]
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -122,11 +122,18 @@ def entrants(precision: str, folder: Path, peer_python: str | None) -> list[tupl
 
 def compete(model: str, precision: str, found: Sequence[tuple[str, str, str, Path]], rounds: int, new: int) -> list[Row]:
     """Rounds in which all take their turns."""
-    took: dict[str, dict[str, list[float]]] = {label: {"one": [], "batch": [], "prefill": []} for _, _, label, _ in found}
     rates: list[float] = []
     with ExitStack() as stack:
-        workers = {label: stack.enter_context(worker(python, name, path, precision)) for python, name, label, path in found}
+        workers: dict[str, Worker] = {}
+        for python, name, label, path in found:
+            try:
+                workers[label] = stack.enter_context(worker(python, name, path, precision))
+            except ValueError as error:  # such as CTranslate2 in bf16, on processors that it has no form for
+                if name == "triform":
+                    raise
+                print(f"{label} is left out in {precision}: {error}", file=sys.stderr)
         ours = workers["triform"]
+        took: dict[str, dict[str, list[float]]] = {label: {"one": [], "batch": [], "prefill": []} for label in workers}
         for number in range(rounds + 1):
             order = list(workers.items())
             for label, one in order if number % 2 else order[::-1]:
