@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from triform.generate.processors import keep_top_p, pick
-from triform.generate.sampler import NoChoice, State, choose, remaining
+from triform.generate.sampler import NoChoice, State, candidates, choose, remaining
 from triform.generate.sampling import Sampling
 
 B, V = 5, 40
@@ -121,6 +121,21 @@ def test_what_is_left_equals_transformers(how: dict[str, Any], kind: str) -> Non
     if kind != "random" and sampling.top_p < 1:  # which of several level tokens top-p keeps, transformers leaves to an unstable sort
         found, expected = found.sort(-1).values, expected.sort(-1).values
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spread", [0.1, 2.0, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_of_a_large_vocabulary_top_p_keeps_the_same(spread: float, top_p: float) -> None:
+    """The head holds enough of a narrow distribution, and not of a broad one; both are as the whole would be."""
+    scores = spread * torch.randn(3, 8000, generator=torch.Generator().manual_seed(8))
+    sampling, ids = Sampling(temperature=1.0, top_p=top_p), torch.zeros(3, 1, dtype=torch.long)
+    found, expected = ours(scores, ids, sampling), theirs(scores, ids, sampling)
+    differ = found.isfinite() != expected.isfinite()
+    assert (differ * scores.softmax(-1)).sum() < 1e-5  # rounding may move the edge by a token
+    other = ours(scores, ids, Sampling(temperature=1.0, top_p=top_p / 2))
+    assert ((other.isfinite() != expected.isfinite()) * scores.softmax(-1)).sum() > 1e-3
+    _, head = candidates(scores, sampling)
+    assert (head is not None) == ((spread, top_p) in ((2.0, 0.3), (4.0, 0.3), (4.0, 0.9)))
 
 
 def test_the_comparison_sees_a_different_setting() -> None:

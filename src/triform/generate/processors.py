@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_HEAD = 1024  # most probable tokens, which mostly hold a top-p
+_MARGIN = 1e-4  # of a probability, for rounding
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,27 @@ class History:
     ids: Tensor
     made: Tensor
 
-    def counts(self, vocab_size: int, *, made_only: bool = False) -> Tensor:
-        """How often each token occurs in each row, (R, V) in fp32; with `made_only` among the generated ones."""
+    def places(self, vocab_size: int, *, made_only: bool = False) -> Tensor:
+        """The tokens as columns of scores with one more, (R, T), which is for what does not count: padding, with `made_only` the prompt."""
         there = self.ids >= 0
         if made_only:
             width = self.ids.shape[1]
             there = there & (torch.arange(width, device=self.ids.device) >= width - self.made[:, None])
-        found = torch.zeros(len(self.ids), vocab_size + 1, device=self.ids.device)  # the last is for what does not count
-        places = self.ids.masked_fill(~there, vocab_size).clamp(max=vocab_size)
-        return found.scatter_add_(1, places, torch.ones_like(places, dtype=found.dtype))[:, :vocab_size]
+        return self.ids.masked_fill(~there, vocab_size).clamp(max=vocab_size)
 
 
-def penalize(scores: Tensor, used: Tensor, penalty: float) -> Tensor:
-    """Scores (R, V) of `used` tokens (R, V, True where used) divided by the penalty where positive, multiplied where negative."""
-    return torch.where(used, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+def penalize(scores: Tensor, places: Tensor, penalty: float) -> Tensor:
+    """Scores (R, V) of the tokens at `places` (R, T, V for none) divided by the penalty where positive, multiplied where negative."""
+    wider = F.pad(scores, (0, 1))
+    found = wider.gather(1, places)
+    return wider.scatter_(1, places, torch.where(found < 0, found * penalty, found / penalty))[:, :-1]
 
 
-def discourage(scores: Tensor, counts: Tensor, presence: float, frequency: float) -> Tensor:
-    """Scores (R, V) less `presence` for every token that occurs and `frequency` for every time it does (OpenAI's definition)."""
-    return scores - frequency * counts - presence * (counts > 0)
+def discourage(scores: Tensor, places: Tensor, presence: float, frequency: float) -> Tensor:
+    """Scores (R, V) less `presence` for every token at `places` (R, T, V for none), and `frequency` each time (OpenAI's definition)."""
+    wider = F.pad(scores, (0, 1))
+    wider.scatter_(1, places, wider.gather(1, places) - presence)
+    return wider.scatter_add_(1, places, wider.new_full(places.shape, -frequency))[:, :-1]
 
 
 def bar(scores: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -91,12 +97,26 @@ def narrow(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.masked_fill(scores < least, -torch.inf), ids
 
 
-def keep_top_p(scores: Tensor, top_p: float, least: int = 1) -> Tensor:
-    """-inf for all but the fewest most probable of scores (R, C) whose probabilities sum to `top_p`; at least `least` stay."""
+def keep_top_p(scores: Tensor, top_p: float, least: int = 1, outside: Tensor | None = None) -> Tensor:
+    """-inf for all but the fewest most probable of scores (R, C) whose probabilities sum to `top_p`; at least `least` stay.
+
+    outside: (R, 1), the probability of less probable tokens that are not among the scores.
+    """
     rising, order = scores.sort(dim=-1, stable=True)
-    cut = rising.softmax(-1).cumsum(-1) <= 1 - top_p
+    below = rising.softmax(-1).cumsum(-1)
+    cut = (below if outside is None else outside + (1 - outside) * below) <= 1 - top_p
     cut[:, -least:] = False
     return _without(scores, order, cut)
+
+
+def head_of_top_p(scores: Tensor, top_p: float, least: int = 1) -> tuple[Tensor, Tensor | None]:
+    """`keep_top_p` of scores (R, V), which sorts but the head of them where that holds enough: scores and ids (R, C), None for all."""
+    if max(_HEAD, least) < scores.shape[-1] // 4:
+        best, ids = narrow(scores, max(_HEAD, least))
+        outside = 1 - (best.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)).exp()
+        if bool((outside < 1 - top_p - _MARGIN).all()):
+            return keep_top_p(best, top_p, least, outside.clamp(min=0)), ids
+    return keep_top_p(scores, top_p, least), None
 
 
 def keep_min_p(scores: Tensor, min_p: float, least: int = 1) -> Tensor:

@@ -205,9 +205,9 @@ def processed(scores: Tensor, sampling: Sampling, history: History | None, barre
         scores = scores + _biases(sampling.biases, vocab_size).to(scores.device)
     if history is not None:
         if sampling.repetition_penalty != 1:
-            scores = processors.penalize(scores, history.counts(vocab_size) > 0, sampling.repetition_penalty)
+            scores = processors.penalize(scores, history.places(vocab_size), sampling.repetition_penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:
-            made = history.counts(vocab_size, made_only=True)
+            made = history.places(vocab_size, made_only=True)
             scores = processors.discourage(scores, made, sampling.presence_penalty, sampling.frequency_penalty)
         if sampling.no_repeat_ngram:
             scores = processors.bar_repeated(scores, history, sampling.no_repeat_ngram)
@@ -229,7 +229,9 @@ def candidates(scores: Tensor, sampling: Sampling, least: int = 1) -> tuple[Tens
         scores = scores / sampling.temperature
     if sampling.top_k and max(sampling.top_k, least) < scores.shape[-1]:
         scores, ids = processors.narrow(scores, max(sampling.top_k, least))
-    if sampling.top_p < 1:
+    if sampling.top_p < 1 and ids is None:
+        scores, ids = processors.head_of_top_p(scores, sampling.top_p, least)
+    elif sampling.top_p < 1:
         scores = processors.keep_top_p(scores, sampling.top_p, least)
     if sampling.min_p > 0:
         scores = processors.keep_min_p(scores, sampling.min_p, least)

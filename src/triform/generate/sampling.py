@@ -92,7 +92,8 @@ class Sampling:
     no_repeat_ngram: no run of so many tokens of the prompt and the output occurs twice; 0 allows all.
     logit_bias: numbers added to the scores of tokens, by id; -inf bars one.
     bad_words: what is not to be written: sequences of ids, whose last token is barred where the others stand before it,
-        or texts (`generate` turns them into such sequences).
+        or texts, of which `generate` makes the sequences that the tokenizer spells them with, alone and after a space; the same
+        text in other tokens is not seen.
     stop: strings that end the output and are cut from it.
     seed: row i of a call draws from `seed + i`, or from the i-th of several seeds, whatever the other rows are; None:
         from torch's global generator.
