@@ -1,7 +1,8 @@
 """The native library: compiled once for a machine, with all variants of its kind of processor, and kept in the cache folder.
 
 It is plain C++ behind a C interface, without headers of torch or Python: it compiles in seconds, and one library serves every version
-of both. Threads are OpenMP's; as torch is loaded first, they are torch's own.
+of both. Threads are OpenMP's; as torch is loaded first, they are torch's own. This file imports nothing but Python's own modules, so
+that a wheel can be built with it (`hatch_build.py`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from filelock import FileLock
-
-from triform.config.files import cache_folder, replacing
-
-SOURCE = Path(str(files("triform.kernels"))) / "source"
+SOURCE = Path(__file__).resolve().parent / "source"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-w")
 _X86 = {
     "plain": (),
@@ -47,9 +43,13 @@ def compiler() -> str | None:
 def library_path() -> Path:
     """The compiled library, made now where it is not there yet.
 
-    One that was shipped with the package (`build(SOURCE.parent)` before a wheel is made) comes first. Raises ValueError where there is
-    neither it nor a compiler, or the compiler fails.
+    One that was shipped with the package comes first. Raises ValueError where there is neither it nor a compiler, or the compiler
+    fails.
     """
+    from filelock import FileLock
+
+    from triform.config.files import cache_folder
+
     shipped = SOURCE.parent / _name()
     if shipped.is_file():
         return shipped
@@ -71,14 +71,13 @@ def build(folder: Path, tool: str | None = None) -> Path:
     tool = tool or compiler()
     if tool is None:
         raise ValueError("expected a C++ compiler, found none; install g++ or clang++, or name one in CXX")
-    target = folder / _name()
-    with tempfile.TemporaryDirectory() as work:
-        threads = _threads(tool)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        threads, made = _threads(tool), Path(work) / _name()
         _compile(tool, threads, Path(work))
-        with replacing(target) as temporary:
-            objects = sorted(str(file) for file in Path(work).glob("*.o"))
-            _run([[tool, "-shared", *threads, *objects, "-o", str(temporary)]])
-    return target
+        objects = sorted(str(file) for file in Path(work).glob("*.o"))
+        _run([[tool, "-shared", *threads, *objects, "-o", str(made)]])
+        os.replace(made, folder / _name())
+    return folder / _name()
 
 
 def _compile(tool: str, threads: Sequence[str], work: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import warnings
+import sys
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
@@ -95,6 +95,7 @@ class Native:
     def __init__(self, path: str) -> None:
         import torch  # noqa: F401  its OpenMP has to be there first
 
+        self.path = path
         handle = ctypes.CDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(handle, f"triform_{name}")
@@ -116,9 +117,9 @@ class Native:
 
 @cache
 def library() -> Native | None:
-    """The native library, compiled at first use; None, after one warning, where that cannot be."""
+    """The native library, compiled at first use; None, after a line on standard error, where that cannot be."""
     try:
         return Native(str(library_path()))
     except (ValueError, OSError) as error:
-        warnings.warn(f"generation goes through torch alone: {error}", stacklevel=2)
+        print(f"generation goes through torch alone: {error}", file=sys.stderr)
         return None
