@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from generate.conftest import LINES, built, decoder_only, encoder_decoder
+
 from triform import hub
 from triform.cli import run
 from triform.generate import Sampling
@@ -94,7 +95,8 @@ def test_retry_undo_reset_and_settings(chatty: Tokenizer) -> None:
         talk.set("temperature=0")
         talk.set("stop=。")
         assert (talk.sampling.temperature, talk.sampling.stop) == (0, ("。",))
-        for wrong, message in (("temperature=-1", "temperature: expected"), ("warmth=1", "expected one of max_new_tokens"), ("x", "got 'x'")):
+        wrongs = {"temperature=-1": "temperature: expected", "warmth=1": "expected one of max_new_tokens", "x": "got 'x'"}
+        for wrong, message in wrongs.items():
             with pytest.raises(ValueError, match=message):
                 talk.set(wrong)
         assert talk.undo() == "话说"
@@ -182,10 +184,13 @@ class Terminal:
         before, self.seen = self.seen.split(text, 1)
         return before
 
-    def wait_for_more(self) -> None:
-        """Wait until anything came after what was waited for."""
-        if not self.seen:
-            select.select([self.master], [], [], 90)
+    def wait_for_more(self, seconds: float = 90) -> None:
+        """Wait until a character came after what was waited for, beside those that steer the terminal."""
+        end = time.monotonic() + seconds
+        while not re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]|\s", "", self.seen):
+            assert time.monotonic() < end, "nothing came"
+            if select.select([self.master], [], [], 1)[0]:
+                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
 
     def say(self, text: str) -> None:
         os.write(self.master, text.encode())

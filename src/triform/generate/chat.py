@@ -151,12 +151,15 @@ class Chat:
             sampling = replace(sampling, seed=sampling.seed + self._asked)
         self._asked += 1
         start = time.monotonic()
-        ticket = self._engine.submit(Request(ids=ids, sampling=sampling))
+        ticket = None
         try:
+            ticket = self._engine.submit(Request(ids=ids, sampling=sampling))
             for event in ticket:
                 if event.text and on_text is not None:
                     on_text(event.text)
         except KeyboardInterrupt:
+            if ticket is None:
+                raise
             ticket.cancel()
         run = ticket.result()
         self.messages.append({"role": "assistant", "content": run.text})
