@@ -31,6 +31,7 @@ from triform import config
 from triform.text import train_tokenizer
 
 KEY = "load-test-key"
+TIMEOUT = httpx2.Timeout(120, write=None)  # all clients share one thread, in which 10 MB may take their time
 LINES = (
     "话说天下大势，分久必合，合久必分。",
     "The quick brown fox jumps over the lazy dog 0123456789.",
@@ -164,7 +165,7 @@ async def client(url: str, place: int, until: float, tally: Tally, answers: dict
     """One client's life: every third goes away in the middle of answers, and each sends nonsense now and then."""
     chance = random.Random(place)
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT) as http:
         while time.monotonic() < until:
             try:
                 if chance.random() < 0.125:
@@ -197,7 +198,7 @@ def figure(url: str, name: str) -> float:
 async def load(server: Server, clients: int, seconds: float) -> dict[str, Any]:
     """Answers of lone requests first, then all clients at once; what is left in the end."""
     tally, answers = Tally(), dict[int, str]()
-    async with httpx2.AsyncClient(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as lone:
+    async with httpx2.AsyncClient(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=TIMEOUT) as lone:
         for number in range(60):
             await ask(lone, tally, number, answers, None)
     until = time.monotonic() + seconds
@@ -219,7 +220,7 @@ async def end(server: Server, streams: int = 24) -> dict[str, Any]:
 
     async def read(number: int) -> None:
         try:
-            async with httpx2.AsyncClient(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as http:
+            async with httpx2.AsyncClient(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=TIMEOUT) as http:
                 await ask(http, tally, number, {}, None, max_tokens=400)
         except httpx2.HTTPError as error:
             tally.wrong.append(f"stream {number}: {type(error).__name__} {error}")

@@ -102,7 +102,7 @@ def test_tokens_tell_their_probabilities(page: Page) -> None:
     assert page.text(".theirs .said").startswith("话说天下")  # a text that goes on
     page.click(".theirs .icon.tokens")
     page.wait("document.querySelectorAll('.token').length > 3")
-    page.run("new Promise(r => setTimeout(() => r(document.querySelector('.token').focus()), 300))")  # scrolling, which hides it, is over
+    page.run("document.querySelector('.token').focus()")
     page.wait("document.querySelectorAll('#tip .row').length >= 5 && !document.getElementById('tip').hidden")
     shares = page.run("[...document.querySelectorAll('#tip meter')].map(e => e.value)")
     assert shares == sorted(shares, reverse=True)

@@ -20,7 +20,7 @@ from .observe import Record, log
 from .state import State
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_PATIENCE = 30.0  # seconds for a body to arrive
+_PATIENCE = 30.0  # seconds for the next part of a body to arrive
 _OVERFLOW = 16  # times the longest body that are read before the connection is cut
 _GUARDED = ("/v1/", "/metrics")
 
@@ -88,25 +88,23 @@ class Guard:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return b""
-        most = self.state.settings.body_bytes
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                while True:
+        most, ends = self.state.settings.body_bytes, asyncio.get_running_loop().time() + self.state.settings.deadline
+        parts, size, more = [], 0, True
+        # what is too long is read on for a while, as clients look for an answer only when all is sent
+        while more and size <= _OVERFLOW * most:
+            try:
+                async with asyncio.timeout_at(min(ends, asyncio.get_running_loop().time() + _PATIENCE)):
                     message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ServeError(499, "the client went away", code="client_gone")
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size <= most:
-                        parts.append(part)
-                    else:
-                        parts.clear()
-                    # what is too long is read on for a while, as clients look for an answer only when all is sent
-                    if not message.get("more_body", False) or size > _OVERFLOW * most:
-                        break
-        except TimeoutError:
-            raise ServeError(408, f"the body did not arrive within {_PATIENCE:g} seconds", code="body_timeout") from None
+            except TimeoutError:
+                raise ServeError(408, f"nothing came of the body for {_PATIENCE:g} seconds", code="body_timeout") from None
+            if message["type"] == "http.disconnect":
+                raise ServeError(499, "the client went away", code="client_gone")
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= most:
+                parts.append(part)
+            else:
+                parts.clear()
         if size > most:
             raise ServeError(413, f"the body is longer than {most:,} bytes", code="body_too_large")
         return b"".join(parts)

@@ -96,7 +96,8 @@ export function tellTokens(within) {
     next.tabIndex = 0;
     next.focus();
   });
-  document.addEventListener("scroll", hideTip, true);
+  // to go to a token by the keyboard may scroll, and what it tells goes with it
+  document.addEventListener("scroll", () => (document.activeElement.token && !tip.hidden ? showTip(document.activeElement) : hideTip()), true);
 }
 
 // Markdown, as far as models write it in answers: blocks and a few marks, made into elements
