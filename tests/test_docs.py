@@ -316,6 +316,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         (tmp_path / "examples" / recipe.name).write_text(_shrunk(recipe), encoding="utf-8")
     (tmp_path / "my.txt").write_text("\n\n".join(LINES), encoding="utf-8")
     _public(tmp_path / "checkpoints/gpt2", _GPT2, "characters")
+    for folder, head in (("names", "TokenClassification"), ("reader", "QuestionAnswering")):
+        judge = {"model_type": "bert", "architectures": [f"BertFor{head}"], "type_vocab_size": 2}
+        _public(tmp_path / "runs" / folder / "model", _SIZE | judge, "wordpiece")
+    (tmp_path / "story.txt").write_text(LINES[0], encoding="utf-8")
+    (tmp_path / "reviews.jsonl").write_text('{"input": "很干净", "output": "好"}\n{"input": "太吵", "output": "坏"}\n', encoding="utf-8")
     _pulled(monkeypatch, tmp_path / "cache")
     with chdir(tmp_path):
         yield tmp_path
@@ -323,7 +328,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def run_command(line: str) -> None:
     words = [SHRUNK.get(word, word) for word in shlex.split(line)]
-    if words[1] not in ("demo", "serve"):  # they take minutes, or for ever, and have tests of their own
+    if words[1] not in ("demo", "serve", "chat"):  # they take minutes, or for ever, and have tests of their own
         assert cli.run(words[1:]) == 0, line
 
 
