@@ -3,6 +3,7 @@
 from .answer import Answer, answer
 from .classify import Judgement, classify, embed
 from .constrained import JsonSchema, OneOf, Regex
+from .fewshot import FewShot
 from .fill import Candidate, Filled, fill
 from .forms import use_of
 from .prepared import load_prepared, prepare
@@ -10,11 +11,12 @@ from .requests import TokenRun
 from .sampler import Choices, NoChoice, State, choose
 from .sampling import Beams, Contrastive, Sampling
 from .search import Conversation, Generation, generate, generate_ids
+from .speculative import Draft, Lookup
 from .stream import TextStream
 from .tag import Entity, tag
 
 __all__ = [
-    "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Entity", "Filled", "Generation", "JsonSchema", "Judgement",
-    "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer", "choose", "classify", "embed", "fill",
+    "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Draft", "Entity", "FewShot", "Filled", "Generation",
+    "JsonSchema", "Judgement", "Lookup", "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer", "choose", "classify", "embed", "fill",
     "generate", "generate_ids", "load_prepared", "prepare", "tag", "use_of",
 ]  # fmt: skip

@@ -78,6 +78,9 @@ def _files(model: Module, tokenizer: Tokenizer | None, task: dict[str, Any]) -> 
     if isinstance(labels, list) and "id2label" in data and len(labels) == len(data["id2label"]) == len(set(labels)):
         data |= {"id2label": {str(i): label for i, label in enumerate(labels)}, "label2id": {label: i for i, label in enumerate(labels)}}
         task = {name: value for name, value in task.items() if name != "labels"}
+    if "id2label" in data and task.get("problem_type") is not None:
+        data["problem_type"] = task["problem_type"]
+        task = {name: value for name, value in task.items() if name != "problem_type"}
     marks = _marks(model.config, tokenizer)
     # ids that the family computes with stay as they are: RoBERTa counts positions from its padding id
     heeded = differences(read_config(data)[0], read_config(data | marks)[0])
