@@ -45,5 +45,5 @@ def classify(
         if problem is None:
             print(f"{one.label}\t{one.score:.3f}\t{text}")
             continue
-        told = [(label, score) for label, score in one.scores.items() if problem == "regression" or score >= 0.5]
-        print(" ".join(f"{label}={score:.3f}" for label, score in told) + f"\t{text}")
+        fitting = [(label, score) for label, score in one.scores.items() if problem == "regression" or score >= 0.5]
+        print(" ".join(f"{label}={score:.3f}" for label, score in fitting) + f"\t{text}")

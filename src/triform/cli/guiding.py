@@ -10,7 +10,8 @@ from .models import open_model
 
 if TYPE_CHECKING:
     from triform.generate.constrained import Constraint
-    from triform.generate.speculative import Draft, Lookup, Speculation
+    from triform.generate.requests import Speculation
+    from triform.generate.speculative import Draft, Lookup
 
 
 def constraint_of(schema: str | None, regex: str | None, choices: Sequence[str]) -> Constraint | None:

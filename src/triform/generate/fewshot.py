@@ -130,8 +130,9 @@ def _example(number: int, one: Any) -> Example:
     if isinstance(one, Mapping):
         one = (one.get("input"), one.get("output"))
     if isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 2:
-        one = Example(*(part if isinstance(part, str) or part is None else json.dumps(part, ensure_ascii=False) for part in one))
-    if not isinstance(one, Example) or not isinstance(one.input, str) or not isinstance(one.output, str) or not one.output.strip():
+        told = ["" if part is None else part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in one]
+        one = Example(*told) if one[0] is not None else None
+    if not isinstance(one, Example) or not one.output.strip():
         raise ValueError(f"example {number} is none, as it lacks an input or an output")
     return one
 
