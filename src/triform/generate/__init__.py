@@ -17,6 +17,6 @@ from .tag import Entity, tag
 
 __all__ = [
     "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Draft", "Entity", "FewShot", "Filled", "Generation",
-    "JsonSchema", "Judgement", "Lookup", "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer", "choose", "classify", "embed", "fill",
-    "generate", "generate_ids", "load_prepared", "prepare", "tag", "use_of",
+    "JsonSchema", "Judgement", "Lookup", "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer",
+    "choose", "classify", "embed", "fill", "generate", "generate_ids", "load_prepared", "prepare", "tag", "use_of",
 ]  # fmt: skip

@@ -128,8 +128,8 @@ class _Call:
         states = self._states(ids, mask)
         if self.speculate is not None:
             prompts = ids.tolist() if mask is None else [row[seen].tolist() for row, seen in zip(ids, mask, strict=True)]
-            rows_of = enumerate(zip(prompts, states, most, strict=True))
-            return [speculated(self.net, (own, self.first), state, each, self.ending, self.speculate, row) for row, (own, state, each) in rows_of]
+            own = zip(prompts, states, most, strict=True)
+            return [speculated(self.net, (p, self.first), s, n, self.ending, self.speculate, i) for i, (p, s, n) in enumerate(own)]
         copies = search.num_beams if isinstance(search, Beams) else 1
         rows = Rows(self.net, ids, mask, self.first, max(most), copies=copies, alternatives=alternatives)
         if isinstance(search, Contrastive):
@@ -201,7 +201,7 @@ def generate(
     spec = net.config.encoder if encodes else net.config.decoder
     assert spec is not None
     check_ids(prompt_ids, spec)
-    if sampling.search is None:
+    if sampling.search is None and speculate is None:
         runs = run_together(net, tokenizer, _requests(sampling, prompt_ids, start=first), rows=batch_size, on_text=on_text)
         found = zip(runs, prompt_ids, strict=True)
         return [Generation(run.text, run.ids, run.log_probs, run.finish_reason, ids, run.tops) for run, ids in found]

@@ -28,6 +28,9 @@ from .rows import Ending, Rows
 from .sampler import NoChoice, State, log_totals, remaining, tops
 
 
+Prompt = tuple[Sequence[int], Sequence[int]]  # what goes in, and what the decoder of an encoder-decoder begins with
+
+
 @dataclass(frozen=True)
 class Draft:
     """Proposals by a smaller model with the same tokens and of the same form, `tokens` for each pass of the large one.
@@ -58,7 +61,7 @@ class Lookup:
 
 
 def speculate(
-    net: Transformer, prompt: tuple[Sequence[int], Sequence[int]], state: State, room: int, ending: Ending, how: Draft | Lookup, row: int = 0
+    net: Transformer, prompt: Prompt, state: State, room: int, ending: Ending, how: Draft | Lookup, row: int = 0
 ) -> TokenRun:
     """The text that follows one prompt, at most `room` tokens.
 
@@ -152,7 +155,7 @@ class _Reader:
 class _Drafted:
     """Proposals by a smaller model."""
 
-    def __init__(self, draft: Draft, net: Transformer, prompt: tuple[Sequence[int], Sequence[int]], room: int) -> None:
+    def __init__(self, draft: Draft, net: Transformer, prompt: Prompt, room: int) -> None:
         small = expect(draft.model, "generate")
         if small.config.form != net.config.form:
             raise ValueError(f"the draft is {small.config.form} and the model {net.config.form}; expected two of one form")
