@@ -233,7 +233,7 @@ async def end(server: Server, streams: int = 24) -> dict[str, Any]:
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     await asyncio.gather(*reading)
-    code = await asyncio.to_thread(server.process.wait, server.drain + 20)
+    code = await asyncio.to_thread(server.process.wait, server.drain + 60)
     return {"exit_code": code, "seconds": round(time.monotonic() - began, 2), "streams": dict(tally.done), "wrong": tally.wrong}
 
 

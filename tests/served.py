@@ -139,15 +139,15 @@ class Running:
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
         """OpenAI's own client."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20, **options)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
     def post(self, path: str, data: Any = None, **options: Any) -> httpx2.Response:
         """A plain request."""
-        return httpx2.post(self.url + path, timeout=20, **({} if data is None else {"json": data}), **options)
+        return httpx2.post(self.url + path, timeout=60, **({} if data is None else {"json": data}), **options)
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
         """A plain request."""
-        return httpx2.get(self.url + path, timeout=20, **options)
+        return httpx2.get(self.url + path, timeout=60, **options)
 
     def stop(self) -> None:
         """As SIGTERM does."""

@@ -30,5 +30,5 @@ def server() -> Iterator[Running]:
         judge("tagger", config.ClassifyTokens(labels=3)),
         judge("reader", config.AnswerSpan()),
     )
-    with serving(*models, moderator="judge", texts=16, new_tokens=256) as running:
+    with serving(*models, moderator="judge", answers=16, new_tokens=256) as running:
         yield running

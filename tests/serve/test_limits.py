@@ -14,8 +14,9 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from served import Running, Scripted, random_writer, scripted_writer, serving
+from served import Running, Scripted, judge, random_writer, scripted_writer, serving
 
+from triform import config
 from triform.serve import Settings, read_keys
 from triform.serve.batcher import Batcher
 from triform.serve.errors import ServeError
@@ -315,3 +316,28 @@ def test_a_batcher_says_when_it_is_full() -> None:
     batcher = Batcher(lambda items, _: list(items), queue=4)
     asyncio.run(ask())
     batcher.close()
+
+
+def test_variables_of_a_template_cannot_take_the_place_of_its_own(server: Running) -> None:
+    variables = {"messages": [], "tools": "x", "generation_prompt": False, "tokenizer": None}
+    options = {"temperature": 0, "max_tokens": 4}
+    plain = server.post("/v1/chat/completions", {"messages": ASK} | options).json()
+    found = server.post("/v1/chat/completions", {"messages": ASK, "chat_template_kwargs": variables} | options).json()
+    assert found["choices"] == plain["choices"]
+
+
+def test_many_texts_and_many_masks(server: Running) -> None:
+    found = server.post("/v1/embeddings", {"input": [f"{number}" for number in range(70)]}).json()["data"]
+    alone = server.post("/v1/embeddings", {"input": "69"}).json()["data"][0]["embedding"]
+    assert len(found) == 70
+    assert found[69]["embedding"] == pytest.approx(alone, abs=1e-5)
+    assert server.post("/v1/embeddings", {"input": ["a"] * 2049}).status_code == 400
+    assert server.post("/v1/fill-mask", {"input": "[MASK]" * 65}).json()["error"]["message"].startswith("input: expected at most 64 masks")
+
+
+def test_texts_to_judge_have_a_deadline_too() -> None:
+    slow = judge("vectors", config.Embed())
+    run = slow.batcher._run
+    slow.batcher._run = lambda items, option: (time.sleep(0.5), run(items, option))[1]
+    with serving(slow, deadline=0.1) as server:
+        assert server.post("/v1/embeddings", {"input": "a"}).status_code == 504

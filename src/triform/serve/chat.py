@@ -68,8 +68,8 @@ class Asked:
 def _submit(state: State, writer: Writer, body: ChatRequest, answers: Answers) -> Asked:
     """Read the conversation and hand it to the engine."""
     count = body.n or 1
-    if count > state.settings.texts:
-        raise bad(f"n: expected at most {state.settings.texts}, got {count}", "n")
+    if count > state.settings.answers:
+        raise bad(f"n: expected at most {state.settings.answers}, got {count}", "n")
     if body.top_logprobs is not None and not body.logprobs:
         raise bad("top_logprobs: expected logprobs true beside it", "top_logprobs")
     given, forced = _tools(writer, body)

@@ -48,8 +48,8 @@ async def complete(body: CompletionRequest, request: Request) -> Response:
 def _submit(state: State, writer: Writer, body: CompletionRequest, answers: Answers) -> list[str]:
     """Read the prompts and hand them to the engine; returns their texts."""
     texts, count = [body.prompt] if isinstance(body.prompt, str) else body.prompt, body.n or 1
-    if not 1 <= len(texts) * count <= state.settings.texts:
-        raise bad(f"prompt: expected 1 to {state.settings.texts} answers in all, got {len(texts) * count}", "prompt")
+    if not 1 <= len(texts) * count <= state.settings.answers:
+        raise bad(f"prompt: expected 1 to {state.settings.answers} answers in all, got {len(texts) * count}", "prompt")
     if body.suffix:
         raise bad("suffix: texts are continued here, gaps are not filled; leave it out, or ask a masked model at /v1/fill-mask", "suffix")
     if body.best_of not in (None, count):

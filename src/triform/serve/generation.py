@@ -99,7 +99,7 @@ class Answers:
                 async with asyncio.timeout_at(self._ends + _LATE):
                     found = await self._events.get()
             except TimeoutError:
-                raise _late() from None
+                raise late() from None
             if isinstance(found, ServeError):
                 raise found
             place, event = found
@@ -111,7 +111,7 @@ class Answers:
 
     def _check(self, place: int, event: Event) -> None:
         if event.finish_reason == "deadline":
-            raise _late()
+            raise late()
         if event.finish_reason == "cancelled":
             raise stopping()
         if event.finish_reason == "error":
@@ -149,5 +149,6 @@ def stopping() -> ServeError:
     return ServeError(503, "the server is stopping", code="shutting_down")
 
 
-def _late() -> ServeError:
+def late() -> ServeError:
+    """What a request gets whose deadline is over."""
     return ServeError(504, "the request took longer than the server's deadline", code="deadline_exceeded")

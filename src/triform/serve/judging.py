@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import uuid
 from collections.abc import Sequence
@@ -12,7 +13,10 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from triform.generate.fill import MASK
+
 from .errors import ServeError, bad
+from .generation import late
 from .models import Asked, Judge
 from .requests import AnswerRequest, EmbeddingRequest, FillRequest, TagRequest, TextsRequest
 from .responses import Answers, Classified, Embeddings, FilledTexts, Moderations, Tagged
@@ -20,6 +24,7 @@ from .state import record_of, state_of, unless_gone
 from .strict import StrictRoute
 
 _PLAIN = Asked()
+_MASKS = 64
 router = APIRouter(route_class=StrictRoute, tags=["judge"])
 
 
@@ -39,7 +44,11 @@ async def _judged(request: Request, judge: Judge, given: str | Sequence[Any], as
         message = f"input: text {number} has {max(lengths):,} tokens, and at most {limit:,} are taken; shorten or part it"
         raise bad(message, "input", "context_length_exceeded")
     record.prompt_tokens = sum(lengths)
-    found = await unless_gone(request, judge(texts, asked))
+    try:
+        async with asyncio.timeout(state.settings.deadline):
+            found = await unless_gone(request, judge(texts, asked))
+    except TimeoutError:
+        raise late() from None
     return found, {"prompt_tokens": sum(lengths), "completion_tokens": 0, "total_tokens": sum(lengths)}
 
 
@@ -92,6 +101,10 @@ async def moderations(body: TextsRequest, request: Request) -> Response:
 async def fill_mask(body: FillRequest, request: Request) -> Response:
     """Texts with every [MASK] filled, and what else could stand there."""
     judge = state_of(request).models.of_use(body.model, "fill")
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    name = judge.tokenizer.tokens([judge.tokenizer.mask])[0] if judge.tokenizer.mask is not None else MASK
+    if any(text.count(MASK) + (text.count(name) if name != MASK else 0) > _MASKS for text in texts):
+        raise bad(f"input: expected at most {_MASKS} masks in a text, as each is filled by itself", "input")
     found, usage = await _judged(request, judge, body.input, Asked(top=body.top))
     return JSONResponse({"object": "list", "model": judge.name, "results": [asdict(one) for one in found], "usage": usage})
 

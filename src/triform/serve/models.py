@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from triform import generate, hub
 from triform.generate.engine import Engine
 from triform.generate.forms import longest
 from triform.generate.prepared import Precision, blocks_of, prepare
-from triform.text import Tokenizer
+from triform.text import Tokenizer, chat
 from triform.text.framing import judged, prompts, source
 
 from .batcher import Batcher
@@ -21,6 +22,7 @@ from .errors import ServeError, bad
 from .tokens import TokenTexts
 from .tools import Dialect, dialect
 
+_TOGETHER = 32  # texts that a model judges at once
 _PLACES = {
     "generate": "/v1/chat/completions or /v1/completions",
     "embed": "/v1/embeddings",
@@ -76,7 +78,8 @@ class Writer(Served):
     def read_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, variables: Mapping[str, Any]) -> list[int]:
         """The token ids of a conversation, up to where the answer begins."""
         if self.tokenizer.chat_template is not None:
-            return self.tokenizer.encode_chat(messages, tools=tools, **variables)
+            rendered = chat.render(self.tokenizer, messages, tools=tools, variables=variables)
+            return chat.encode(self.tokenizer, rendered).ids
         if self.form != "encoder-decoder":
             raise bad(f"{self.name} has no chat template; ask /v1/completions, or serve a model made for chat", "model")
         if messages[-1]["role"] != "user":
@@ -111,13 +114,13 @@ class Judge(Served):
     task: what is known of it (see `hub.task`): the names of labels, the problem, and the length that texts were cut to in training.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, task: Mapping[str, Any], *, queue: int = 1024) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, task: Mapping[str, Any], *, queue: int = 8192) -> None:
         super().__init__(name, model, tokenizer)
         self.length: int | None = task.get("length")
         self.problem = task.get("problem_type")
         if self.use in ("classify", "tag"):
             self.labels = list(task.get("labels") or map(str, range(model.config.head.labels)))
-        self.batcher = Batcher(self._run, queue=queue)
+        self.batcher = Batcher(self._run, size=_TOGETHER, queue=queue)
 
     @cached_property
     def prompt_tokens(self) -> int | None:
@@ -138,7 +141,9 @@ class Judge(Served):
 
     async def __call__(self, texts: Sequence[Any], asked: Asked) -> list[Any]:
         """What the model says of each text: a `Judgement`, a vector, a `Filled`, a list of `Entity`, or of a pair a list of `Answer`."""
-        return await self.batcher(texts, asked)
+        parts = [texts[at : at + _TOGETHER] for at in range(0, len(texts), _TOGETHER)]
+        found = await asyncio.gather(*(self.batcher(part, asked) for part in parts))
+        return [one for part in found for one in part]
 
     def _run(self, texts: Sequence[Any], asked: Asked) -> list[Any]:
         if self.use == "answer":
@@ -211,8 +216,10 @@ def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto"
     """Load a model from a path or a name (see `hub.locate`), and make it ready to serve.
 
     name: what requests call it by; left out, the last part of its place, or the part before it where that is "model" (a run's folder).
-    dtype: how the weights of a model that generates are kept (see `prepare`). queue: requests, or texts, that may wait.
-    engine: what `Engine` takes besides. Raises ValueError for a model that cannot be served.
+    dtype: how the weights of a model that generates are kept (see `prepare`). queue: requests that may wait; of texts to judge
+        32 times as many. engine: what `Engine` takes besides.
+
+    Raises ValueError for a model that cannot be served.
     """
     path = hub.locate(place)
     model, tokenizer = hub.load(path)
@@ -226,7 +233,7 @@ def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto"
     if use not in _PLACES:
         head = getattr(model.config, "head", None)
         raise ValueError(f"{path}: this {model.config.form} model with the head {type(head).__name__} cannot be served")
-    return Judge(name, model, tokenizer, hub.task(path) if path.is_dir() else {}, queue=max(queue, 1024))
+    return Judge(name, model, tokenizer, hub.task(path) if path.is_dir() else {}, queue=32 * queue)
 
 
 def name_of(place: str, path: Path) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -35,6 +36,10 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals while serving."""
+        if sys.platform == "win32":  # where a loop cannot
+            with super().capture_signals():
+                yield
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
@@ -48,6 +53,9 @@ class Server(uvicorn.Server):
         """Stop listening, and wait for what runs."""
         draining = asyncio.create_task(self.triform.drain())
         await super().shutdown(sockets)
+        if self.force_exit:
+            draining.cancel()
+            raise KeyboardInterrupt
         await draining
 
 

@@ -22,7 +22,8 @@ class Settings:
     body_bytes: the longest body of a request, in bytes.
     prompt_tokens: the longest prompt, in tokens; a model's own limit holds too.
     new_tokens: the most tokens that an answer may ask for.
-    texts: the most texts, prompts or answers of one request.
+    texts: the most texts of one request to a model that judges.
+    answers: the most answers of one request to a model that generates.
     concurrent: requests that may be under way at once; the next gets 429.
     deadline: seconds that a request may take, waiting included.
     drain: seconds that running answers get to finish when the server is stopped.
@@ -37,14 +38,15 @@ class Settings:
     body_bytes: int = 4 * 2**20
     prompt_tokens: int = 32_768
     new_tokens: int = 8_192
-    texts: int = 128
+    texts: int = 2048
+    answers: int = 128
     concurrent: int = 512
     deadline: float = 300.0
     drain: float = 30.0
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "prompt_tokens", "new_tokens", "texts", "concurrent"):
+        for name in ("body_bytes", "prompt_tokens", "new_tokens", "texts", "answers", "concurrent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name, least in (("deadline", 0.1), ("drain", 0.0)):
