@@ -76,7 +76,8 @@ def test_samples_come_in_the_order_of_their_lengths_each_as_often_as_without(kin
     early = np.concatenate(lengths[:12])
     assert np.array_equal(early, np.sort(early))
     assert early[0] < early[-1]
-    assert not np.array_equal(np.concatenate([plainly.samples.lengths[plainly.indices(step)] for step in range(12)]), np.sort(early))  # control
+    others = np.concatenate([plainly.samples.lengths[plainly.indices(step)] for step in range(12)])
+    assert not np.array_equal(others, np.sort(others))  # control
     assert all(np.array_equal(grown.indices(step), plainly.indices(step)) for step in range(12, 24))
     whole = [Counter(np.concatenate([found.indices(step) for step in range(12)]).tolist()) for found in (grown, plainly)]
     assert whole[0] == whole[1]

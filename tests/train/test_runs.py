@@ -16,8 +16,8 @@ from recipes import recipe, write_data
 from runs import Killed, killed_at, quiet
 
 from triform.cli import run as command
-from triform.train import find_runs, read_metrics, run
 from triform.train import comparison as shown
+from triform.train import find_runs, read_metrics, run
 from triform.train.runs import compare, read_run
 from triform.train.state import held, is_running
 
@@ -73,7 +73,8 @@ def test_a_run_that_is_going_on_is_seen_and_left_alone(runs: Path) -> None:
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from triform.train.state import held\nwith held(Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from triform.train.state import held\n"
+    code += "with held(Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -85,7 +86,8 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
 
 
 HALVES: dict[str, Any] = {
-    "nothing but a recipe": lambda place: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in place.iterdir() if p.name != "recipe.yaml"],
+    "nothing but a recipe": lambda place: [
+        shutil.rmtree(path) if path.is_dir() else path.unlink() for path in place.iterdir() if path.name != "recipe.yaml"],
     "a plan cut short": lambda place: (place / "plan.json").write_text('{"form": "deco', encoding="utf-8"),
     "a plan that is none": lambda place: (place / "plan.json").write_text("[1]", encoding="utf-8"),
     "metrics cut short": lambda place: (place / "metrics.jsonl").write_text(
