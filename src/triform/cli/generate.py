@@ -78,7 +78,7 @@ def generate(
     choice: Annotated[list[str] | None, typer.Option(help="The text is this, or another given so.")] = None,
     examples: Annotated[
         Path | None,
-        typer.Option(help='Show these first: lines of {"input": …, "output": …}, or .tsv; the prompt is the next input, --system the task.'),
+        typer.Option(help='Show these first: lines of {"input": …, "output": …}, or .tsv; a prompt is the next input, --system the task.'),
     ] = None,
     draft: Annotated[str | None, typer.Option(metavar="MODEL", help="A small model with the same tokens proposes several.")] = None,
     lookup: Annotated[
@@ -102,7 +102,8 @@ def generate(
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, search=search, temperature=temperature,
         top_k=top_k if penalty_alpha is None else 0, top_p=top_p, min_p=min_p, typical_p=typical_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, no_repeat_ngram=no_repeat_ngram,
-        constraint=constraint_of(json_schema, regex, choice or []), logit_bias=_biases(logit_bias or []), bad_words=tuple(bad_word or ()), stop=tuple(stop or ()), seed=seed,
+        constraint=constraint_of(json_schema, regex, choice or []),
+        logit_bias=_biases(logit_bias or []), bad_words=tuple(bad_word or ()), stop=tuple(stop or ()), seed=seed,
         top_log_probs=top_log_probs,
     )  # fmt: skip
     sampling = _searched(how, search, {name: value for name, value in beams.items() if value is not None}, (penalty_alpha, top_k))

@@ -27,7 +27,6 @@ from .requests import Speculation, TokenRun
 from .rows import Ending, Rows
 from .sampler import NoChoice, State, log_totals, remaining, tops
 
-
 Prompt = tuple[Sequence[int], Sequence[int]]  # what goes in, and what the decoder of an encoder-decoder begins with
 
 
