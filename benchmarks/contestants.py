@@ -2,7 +2,8 @@
 
     python benchmarks/contestants.py triform|transformers|llama.cpp|ctranslate2 PATH PRECISION
 
-A request is {"rows": R, "new": N}: prompts of 128 random tokens in R rows, N tokens more, greedily; the answer {"seconds": ...}.
+A request is {"rows": R, "new": N}: prompts of 128 random tokens in R rows, N tokens more, greedily; the answer {"first": seconds to
+the first token, "rest": seconds for the others}.
 Triform also answers {"read": bytes} with the seconds to read so much memory, and {"score": ids} with nats a token.
 """
 
@@ -14,6 +15,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,18 @@ class Triform:
         self.vocabulary = self.model.config.decoder.input.vocab_size
         self.room = Arena(1 << 28).take(1 << 28).fill_(1).view(torch.float32)  # as the weights are
 
-    def run(self, rows: int, new: int) -> None:
+    def run(self, rows: int, new: int, heard: Callable[[], None]) -> None:
         """Generate."""
         import torch
 
         from triform.generate import Sampling, generate_ids
 
-        generate_ids(self.model, torch.tensor(prompts(rows, self.vocabulary)), None, Sampling(max_new_tokens=new, min_new_tokens=new))
+        def watch(row: int, token: int, last: bool) -> bool:
+            heard()
+            return False
+
+        ids = torch.tensor(prompts(rows, self.vocabulary))
+        generate_ids(self.model, ids, None, Sampling(max_new_tokens=new, min_new_tokens=new), watch=watch)
 
     def read(self) -> float:
         """Bytes of memory read a second, and nothing else done."""
@@ -97,13 +104,22 @@ class Transformers:
         self.model.generation_config = transformers.GenerationConfig(pad_token_id=0)
         self.vocabulary = self.model.config.vocab_size
 
-    def run(self, rows: int, new: int) -> None:
+    def run(self, rows: int, new: int, heard: Callable[[], None]) -> None:
         """Generate."""
         import torch
 
+        class Listener:
+            def put(self, tokens: Any) -> None:
+                if tokens.numel() == rows:  # the prompts come this way too
+                    heard()
+
+            def end(self) -> None:
+                pass
+
         ids = torch.tensor(prompts(rows, self.vocabulary))
+        how: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "streamer": Listener()}
         with torch.inference_mode():
-            self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False)
+            self.model.generate(ids, attention_mask=torch.ones_like(ids), **how)
 
 
 class LlamaCpp:
@@ -134,7 +150,7 @@ class LlamaCpp:
             self.contexts[rows] = self.lc.llama_init_from_model(self.model, settings)
         return self.contexts[rows]
 
-    def run(self, rows: int, new: int) -> None:
+    def run(self, rows: int, new: int, heard: Callable[[], None]) -> None:
         """Generate."""
         import numpy as np
 
@@ -154,6 +170,7 @@ class LlamaCpp:
             logits = [np.ctypeslib.as_array(lc.llama_get_logits_ith(context, i), shape=(self.vocabulary,)) for i in last]
             for row, scores in enumerate(logits):
                 self._put(batch, row, int(scores.argmax()), (row, PROMPT + step), True)
+            heard()
             batch.n_tokens, last = rows, list(range(rows))
         lc.llama_batch_free(batch)
 
@@ -187,10 +204,16 @@ class CTranslate2:
         kind = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}[precision]
         self.generator = ctranslate2.Generator(str(folder), device="cpu", compute_type=kind, intra_threads=THREADS, inter_threads=1)
 
-    def run(self, rows: int, new: int) -> None:
+    def run(self, rows: int, new: int, heard: Callable[[], None]) -> None:
         """Generate."""
+
+        def listen(step: Any) -> bool:
+            heard()
+            return False
+
         asked = [[f"t{token}" for token in ids] for ids in prompts(rows, self.vocabulary)]
-        self.generator.generate_batch(asked, max_length=new, min_length=new, include_prompt_in_result=False, sampling_topk=1)
+        how: dict[str, Any] = {"max_length": new, "min_length": new, "include_prompt_in_result": False, "sampling_topk": 1}
+        self.generator.generate_batch(asked, callback=listen, **how)
 
 
 class _Names:
@@ -219,6 +242,13 @@ class _Names:
 CONTESTANTS = {"triform": Triform, "transformers": Transformers, "llama.cpp": LlamaCpp, "ctranslate2": CTranslate2}
 
 
+def timed(contestant: Any, rows: int, new: int) -> dict[str, float]:
+    """Seconds to the first token, and for the rest."""
+    times = [time.perf_counter()]
+    contestant.run(rows, new, lambda: times.append(time.perf_counter()))
+    return {"first": times[1] - times[0], "rest": times[-1] - times[1]}
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     name, path, precision = sys.argv[1:4]
@@ -233,9 +263,7 @@ def main() -> None:
         elif "score" in request:
             answer = {"nats": contestant.score(request["score"])}
         else:
-            start = time.perf_counter()
-            contestant.run(request["rows"], request["new"])
-            answer = {"seconds": time.perf_counter() - start}
+            answer = timed(contestant, request["rows"], request["new"])
         print(json.dumps(answer), file=answers, flush=True)
 
 

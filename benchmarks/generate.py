@@ -6,8 +6,8 @@
     python benchmarks/generate.py --peer-python peers/bin/python    # a Python that has ctranslate2 (and transformers)
 
 Contestants take turns, each in a process of its own; the figures are medians of the rounds. A round times a prompt of 128
-tokens and one token more (prefill), the same and many more (whose difference is decoding), for one row and for eight. The share of
-the limit is the bytes of weights that a token reads, over the bytes a second that a loop which only reads gets in the same rounds.
+tokens up to the first token (prefill), and the tokens after it (decoding), for one row and for eight. The share of the
+limit is the bytes of weights that a token reads, over the bytes a second that a loop which only reads gets in the same rounds.
 Quality is the perplexity of this repository's English guides, which no model was trained on, in windows of 512 tokens.
 llama.cpp reads 16 bits as bf16 and as fp16; its faster one counts. Wants an otherwise idle machine.
 """
@@ -31,7 +31,7 @@ import triform
 from triform import hub
 
 HERE = Path(__file__).resolve().parent
-MODELS = {"smollm2-135m-instruct": 48, "qwen2.5-0.5b": 16}  # tokens made in a round; the second has random weights of that shape
+MODELS = {"smollm2-135m-instruct": 64, "qwen2.5-0.5b": 24}  # tokens made in a round; the second has random weights of that shape
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 FILES = {"fp32": ("fp32",), "bf16": ("bf16", "fp16"), "int8": ("q8_0",), "int4": ("q4_0",)}
 SCORED = 4096  # tokens whose perplexity is taken
@@ -98,14 +98,18 @@ def worker(python: str, name: str, path: Path, precision: str) -> Iterator[Worke
 
 
 def write_files(name: str, folder: Path, precisions: Sequence[str]) -> None:
-    """The weights for everybody: a folder for transformers, and a GGUF file for each precision."""
+    """The weights for everybody, where they are not there yet: a folder for transformers, and a GGUF file for each precision."""
+    if (folder / "hf").is_dir() and all((folder / f"{dtype}.gguf").is_file() for precision in precisions for dtype in FILES[precision]):
+        return
     if name == "smollm2-135m-instruct":
         model, tokenizer = hub.load(name, dtype="fp32")
     else:
         model, tokenizer = triform.build(name, seed=0), None
-    hub.save(model, tokenizer, folder / "hf")
+    if not (folder / "hf").is_dir():
+        hub.save(model, tokenizer, folder / "hf")
     for dtype in [dtype for precision in precisions for dtype in FILES[precision]]:
-        hub.gguf.write(model, None, folder / f"{dtype}.gguf", dtype)
+        if not (folder / f"{dtype}.gguf").is_file():
+            hub.gguf.write(model, None, folder / f"{dtype}.gguf", dtype)
 
 
 def entrants(precision: str, folder: Path, peer_python: str | None) -> list[tuple[str, str, str, Path]]:
@@ -137,13 +141,12 @@ def compete(model: str, precision: str, found: Sequence[tuple[str, str, str, Pat
         for number in range(rounds + 1):
             order = list(workers.items())
             for label, one in order if number % 2 else order[::-1]:
-                made = {}
-                for rows, tokens in ((1, 1), (1, new), (BATCH, 1), (BATCH, max(4, new // 3))):
-                    made[rows, tokens] = one.ask(rows=rows, new=tokens)["seconds"]
-                if number:  # the first round is for warming up
-                    for kind, rows, tokens in (("one", 1, new), ("batch", BATCH, max(4, new // 3))):
-                        took[label][kind].append(rows * (tokens - 1) / max(made[rows, tokens] - made[rows, 1], 1e-9))
-                    took[label]["prefill"].append(1e3 * made[1, 1])
+                for kind, rows, tokens in (("one", 1, new), ("batch", BATCH, new // 2)):
+                    answer = one.ask(rows=rows, new=tokens)
+                    if number:  # the first round is for warming up
+                        took[label][kind].append(rows * (tokens - 1) / answer["rest"])
+                        if rows == 1:
+                            took[label]["prefill"].append(1e3 * answer["first"])
             rates += [ours.ask(read=1)["rate"] for _ in range(3)]
     middle = {label: {kind: statistics.median(values) for kind, values in kinds.items()} for label, kinds in took.items()}
     limit = statistics.median(rates) / ours.bytes
@@ -197,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="the small model alone, two rounds")
     parser.add_argument("--peer-python", help="a Python that has ctranslate2")
+    parser.add_argument("--files", type=Path, help="keep the weights' files here, and use those that are here")
     parser.add_argument("--json", type=Path, help="write everything here, too")
     arguments = parser.parse_args()
     models = [arguments.model] if arguments.model else list(MODELS)[: 1 if arguments.quick else None]
@@ -205,7 +209,8 @@ def main() -> None:
     qualities: list[Quality] = []
     for model in models:
         with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
+            folder = Path(place) if arguments.files is None else arguments.files / model
+            folder.mkdir(parents=True, exist_ok=True)
             write_files(model, folder, precisions)
             for precision in precisions:
                 print(f"{model}, {precision} ...", file=sys.stderr)

@@ -14,6 +14,7 @@ from triform.generate.prepared import PackedHead, Stepper, load_prepared, prepar
 from triform.generate.slots import Slots
 from triform.hub.gguf import write
 from triform.kernels import PackedEmbedding, PackedLinear, native, unpack
+from triform.kernels.build import variants
 from triform.nn import build
 
 
@@ -153,3 +154,28 @@ def test_positions_of_every_kind() -> None:
             found = torch.cat((first, stepper.step(ids[0, 4:], torch.tensor([1] * 3), cache)))
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
         assert float((found[:4] - expected[3:]).abs().max() / expected.abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+def test_all_processors_agree(precision: Any) -> None:
+    """Every variant that this processor can run gives the same scores, but for the order of sums and inputs near a tie."""
+    library = native.library()
+    assert library is not None
+    best = library.variant()
+    model = prepare(build(SPECS["gemma3"], seed=0), precision)
+    stepper = Stepper.of(model)
+    assert stepper is not None
+    ids, slots = torch.arange(7), torch.zeros(7, dtype=torch.long)
+    like = torch.zeros(1, dtype=next(model.parameters()).dtype)
+    found = {}
+    try:
+        for name in variants():
+            if not library.use(name.encode()):
+                found[name] = stepper.step(ids, slots, Slots(model.config, 1, 8, 1, like))
+    finally:
+        library.done(library.use(best))
+    assert len(found) > 1, "only one variant runs here"
+    expected = found[best.decode()]
+    for name, scores in found.items():
+        assert float((scores - expected).abs().max() / expected.abs().max()) < (1e-5 if precision == "fp32" else 2e-2), name
+    assert float((expected[1:] - expected[:-1]).abs().max() / expected.abs().max()) > 2e-2
