@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .models import MODEL, open_model
+from .models import MODEL, Precision, open_model
 
 if TYPE_CHECKING:
     from triform.generate.chat import Chat, Reply
@@ -43,6 +43,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Choose among the most probable tokens that sum to this probability.")] = 0.95,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens less likely that were there before.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes the random choices repeatable.")] = None,
+    dtype: Annotated[Precision, typer.Option(help="How the weights are kept; auto: as they are.")] = "auto",
 ) -> None:
     """Talk with a model; /help lists what can be said beside messages. Messages may also come from a pipe, one a line.
 
@@ -54,7 +55,7 @@ def chat(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    model, tokenizer = open_model(name)
+    model, tokenizer = open_model(name, dtype)
     with Chat(model, tokenizer, sampling, system) as talk:
         if load is not None:
             talk.load(load)

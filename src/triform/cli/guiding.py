@@ -34,7 +34,7 @@ def proposals_of(draft: str | None, lookup: int | None) -> Draft | Lookup | None
     if draft is not None and lookup is not None:
         raise ValueError("--draft: expected no --lookup beside it; choose one of them")
     if draft is not None:
-        return Draft(*open_model(draft))
+        return Draft(*open_model(draft, "auto"))
     return None if lookup is None else Lookup(lookup)
 
 
