@@ -226,7 +226,7 @@ def test_an_encoder_reads_a_source_once() -> None:
 
 
 def test_a_long_prompt_holds_up_neither_those_that_run_nor_short_ones() -> None:
-    stepped = Stepped(model_of("plain"), 3, 4)
+    stepped = Stepped(model_of("plain"), 3, 8)
     running = stepped.submit(asked(2, 3, 40))
     stepped.step(3)
     made = len(running.run.ids)
@@ -241,12 +241,12 @@ def test_a_long_prompt_holds_up_neither_those_that_run_nor_short_ones() -> None:
         stepped.step()
         steps += 1
     assert len(running.run.ids) >= made + 2 + steps - 1, "the others go on every step but those"
-    assert steps == 8, "the long prompt has had the whole of each chunk"
+    assert steps == 15, "the long prompt has a quarter of each chunk, and its end a step for itself"
 
 
 def test_short_prompts_without_end_stop_nobody() -> None:
-    stepped = Stepped(model_of("plain"), 4, 4)
-    running = stepped.submit(asked(2, 3, 40))
+    stepped = Stepped(model_of("plain"), 4, 8)
+    running = stepped.submit(replace(asked(2, 3, 60), eos=()))
     stepped.step(3)
     long = stepped.submit(asked(4, 21, 4))
     made, steps = len(running.run.ids), 0
@@ -254,9 +254,9 @@ def test_short_prompts_without_end_stop_nobody() -> None:
         stepped.submit(asked(6 + 2 * steps, 4, 1))
         stepped.step()
         steps += 1
-        assert steps < 40
+        assert steps < 60
     assert len(running.run.ids) - made >= steps // 2, "a step for prompts alone is followed by one for all"
-    assert steps <= 2 * 11, "half of each other chunk"
+    assert steps <= 2 * 21, "an eighth of each other chunk"
 
 
 def test_order_is_first_come_first_served_but_for_priorities() -> None:

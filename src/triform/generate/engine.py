@@ -69,8 +69,8 @@ class Engine:
         capacity: tokens of one request, prompt and output; None: as many as the model has positions, at most 4096, or
             as fit into the memory.
         memory: what the cache may take, in bytes, or as a share (below 1) of the device's; None: a quarter of it.
-        chunk: tokens of prompts that a step reads at most, beside one of each running request; None: 64 on the CPU, where
-            more in one pass are hardly faster, else 512.
+        chunk: tokens of prompts that a step reads at most, and a quarter of it beside the next token of running
+            requests; None: 64 on the CPU, where more in one pass are hardly faster, else 512.
         queue: requests that may wait beside those that run; one more is refused with `Full`.
 
         Raises ValueError for a model that does not generate, and a memory that does not hold one request.

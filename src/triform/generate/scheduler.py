@@ -92,7 +92,7 @@ class Scheduler:
     """
 
     def __init__(self, slots: int, chunk: int, *, reuse: bool, whole: bool) -> None:
-        """`chunk`: tokens of prompts a step; `whole`: prompts are read in one piece; `reuse`: they may begin in another's keys."""
+        """`chunk`: tokens of prompts a step, a quarter beside rows that go on; `whole`: prompts are read in one piece; `reuse`: they may begin in another's keys."""
         self.chunk, self.reuse, self.whole = chunk, reuse, whole
         self.waiting = Waiting()
         self.rows: dict[int, Row] = {}  # by slot
@@ -145,9 +145,9 @@ class Scheduler:
         """The rows of the coming step, each with how many of its tokens are read, by rising slot.
 
         Prompts that can be read within a chunk have every second step for themselves, so that a first token comes soon
-        whatever else runs. In the others every row with one token left goes on, beside a chunk of prompts: half of it goes
-        to the one that has waited longest and the rest to the shortest, so that a long prompt stalls nobody and is itself
-        not put off for ever.
+        whatever else runs. In the others every row with one token left goes on, beside a quarter of a chunk of prompts:
+        half of that goes to the one that has waited longest and the rest to the shortest, so that a long prompt stalls
+        nobody and is itself not put off for ever.
         """
         ready = [row for row in self.rows.values() if row.begun]
         running = [row for row in ready if row.pending == 1]
@@ -156,6 +156,7 @@ class Scheduler:
         self._for_prompts = bool(running and prompts and prompts[0].pending <= left and not self._for_prompts)
         if not self._for_prompts:
             counts = {row.slot: 1 for row in running}
+            left = max(1, left // 4) if running else left
             if prompts:
                 oldest = min(prompts, key=lambda row: row.ticket.submitted_at)
                 share = left if len(prompts) == 1 else max(1, left // 2)
