@@ -10,7 +10,7 @@ from triform import config
 from .dropout import Dropout
 from .norm import build_norm
 from .position import InputPosition
-from .products import lookup
+from .products import gathers, lookup
 
 
 class TokenInput(nn.Module):
@@ -27,7 +27,8 @@ class TokenInput(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor | None = None) -> Tensor:
         """`positions` (B or 1, T); `segments` (B, T), all 0 when left out."""
-        x = lookup(ids, self.token.weight) if type(self.token) is nn.Embedding else self.token(ids)  # packed ones look up themselves
+        ours = type(self.token) is nn.Embedding and gathers(self.token.weight)  # packed ones look up themselves
+        x = lookup(ids, self.token.weight) if ours else self.token(ids)
         if self.spec.scale != 1.0:
             x = x * self.spec.scale
         if self.position is not None:

@@ -51,8 +51,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = (self.up(x), None) if self.gate is None else (self.gate(x), self.up(x))
-        # A `down` that is something else, an adapter or a packed matrix, is called as the module it is.
-        plain = type(self.down) is nn.Linear and not (self.training and self.dropout.p) and fused.has_inner(self.spec.activation)
+        plain = fused.is_plain(self.down) and not (self.training and self.dropout.p) and fused.has_inner(self.spec.activation)
         if plain and fused.fits(left) and not inside():  # a block that runs again keeps nothing, and need not end with this product
             return fused.inner(left, right, self.down.weight, self.down.bias, self.spec.activation, self.activation)
         h = self.activation(left) if right is None else self.activation(left) * right

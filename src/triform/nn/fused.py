@@ -13,15 +13,23 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .products import Products, chosen, gradients
 
 
 def fits(x: Tensor) -> bool:
-    """Whether these are for x: it is on a CPU, wants a gradient, and no compiler is at work, which fuses by itself."""
+    """Whether these are for x: a tensor on a CPU that wants a gradient, and no compiler is at work, which fuses by itself."""
     return x.is_cpu and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own, on one device and with nothing hung on it, so that its weight may be used without calling it.
+
+    An adapter, a packed matrix or a shard is called as the module it is.
+    """
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _wide(x: Tensor) -> Tensor:

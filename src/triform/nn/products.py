@@ -176,9 +176,14 @@ class _Lookup(torch.autograd.Function):
         return None, None
 
 
+def gathers(table: Tensor) -> bool:
+    """Whether `training_products` says here that a table's gradients are added in place."""
+    return chosen().gathers(table) and torch.is_grad_enabled()
+
+
 def lookup(ids: Tensor, table: Tensor) -> Tensor:
-    """Rows of a table (V, D) for ids (...): (..., D). Its gradient is added in place where `training_products` says so."""
-    if chosen().gathers(table) and torch.is_grad_enabled():
+    """Rows of a table (V, D) for ids (...): (..., D). Its gradient is added in place where `gathers` says so."""
+    if gathers(table):
         found: Tensor = _Lookup.apply(ids, table)  # type: ignore[no-untyped-call]
         return found
     return F.embedding(ids, table)
