@@ -44,6 +44,20 @@ def test_a_files_blocks_are_not_rounded_again(name: str, dtype: Any, kind: str, 
     assert {layer.kind for layer in linears(other).values()} != {layer.kind for layer in found.values()}
 
 
+def test_a_few_blocks_do_not_make_a_quantized_model() -> None:
+    """A file whose token table alone is in 8 bits: with auto nothing is rounded on the way."""
+
+    class Table:
+        def kind(self, name: str) -> Any:
+            return "int8" if name == "decoder.input.token.weight" else None
+
+        def blocks(self, name: str) -> torch.Tensor:
+            raise AssertionError("not asked for")
+
+    model = prepare(build(SPECS["llama-tied-wide"], seed=0), "auto", Table())
+    assert {layer.kind for layer in linears(model).values()} == {model.decoder.input.token.kind} == {"fp32"}
+
+
 def test_a_model_is_prepared_once_and_keeps_one_copy() -> None:
     model = build(SPECS["llama-tied-wide"], seed=0)
     assert prepare(model, "int4") is model

@@ -5,7 +5,8 @@ Shapes: D width, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -77,7 +78,8 @@ def prepare(model: Any, precision: Precision = "auto", stored: Stored | None = N
     precision: of the weights. "auto": as they are (fp32, also for fp16, which processors multiply slowly; bf16; or as `stored` has
         them). "int8" and "int4" are GGUF's Q8_0 and Q4_0: blocks of 32 with one scale, inputs rounded to 8 bits in blocks of 32; with
         int4 the output matrix (the token table, where they are one) is int8, as in GGUF files.
-    stored: the file that the model was read from, where that holds such blocks: they are taken as they are.
+    stored: the file that the model was read from, where that holds such blocks: they are taken as they are; with "auto" where they are
+        most of the model.
 
     Experts, and models that are not on the CPU, stay as they are. Where the native kernels cannot be compiled, fp32 and bf16 are
     torch's own, and int8 and int4 compute the same through torch.
@@ -109,6 +111,13 @@ class _Source:
     any_kind: bool
     output: str  # the matrix of the head, on which quality depends most
 
+    def for_most_of(self, sizes: Mapping[str, torch.Size]) -> _Source:
+        """Blocks of any kind only where they are most of the model: else their rounded inputs would cost what the others keep."""
+        if self.stored is None or not self.any_kind:
+            return self
+        held = sum(shape.numel() for name, shape in sizes.items() if self.stored.kind(name) is not None)
+        return replace(self, any_kind=2 * held > sum(shape.numel() for shape in sizes.values()))
+
     def kind_of(self, name: str) -> Kind:
         """What a weight is to be packed as."""
         found = None if self.stored is None else self.stored.kind(name)
@@ -119,7 +128,7 @@ class _Source:
     def packed(self, name: str, weight: Tensor, arena: Arena) -> Packed:
         """The weight (rows, columns), packed."""
         kind = self.kind_of(name)
-        if self.stored is not None and self.stored.kind(name) == kind:
+        if self.stored is not None and kind in ("int8", "int4") and self.stored.kind(name) == kind:
             return pack_blocks(self.stored.blocks(name), weight.shape[1], kind, arena)
         return pack(weight, kind, arena)
 
@@ -128,14 +137,15 @@ class _Exchange:
     """One model's weights on their way into one piece of memory."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, source: _Source) -> None:
-        self.model, self.dtype, self.source = model, dtype, source
+        self.model, self.dtype = model, dtype
         self.linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear and _suits(name)}
         self.tables = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and name.endswith("input.token")}
         self.head = model.head if isinstance(model, Transformer) and isinstance(model.head, LanguageModel) else None
         sizes: dict[str, Any] = {f"{name}.weight": module.weight.shape for name, module in (*self.linears.items(), *self.tables.items())}
         if self.head is not None and self.head.weight is not None:
             sizes["head.weight"] = self.head.weight.shape
-        self.arena = Arena(sum(packed_bytes(shape[0], shape[1], source.kind_of(name)) for name, shape in sizes.items()))
+        self.source = source.for_most_of(sizes)
+        self.arena = Arena(sum(packed_bytes(shape[0], shape[1], self.source.kind_of(name)) for name, shape in sizes.items()))
 
     def run(self) -> None:
         """Exchange them all; each old weight is let go of before the next is packed."""
