@@ -31,7 +31,7 @@ from triform import config
 from triform.text import train_tokenizer
 
 KEY = "load-test-key"
-TIMEOUT = httpx2.Timeout(120, write=None)  # all clients share one thread, in which 10 MB may take their time
+TIMEOUT = httpx2.Timeout(330, write=None)  # longer than the server takes; 10 MB from one thread of 200 clients take their time
 LINES = (
     "话说天下大势，分久必合，合久必分。",
     "The quick brown fox jumps over the lazy dog 0123456789.",

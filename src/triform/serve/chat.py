@@ -212,19 +212,24 @@ class Talk:
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         """All answers, when they have ended."""
-        async for place, event in answers.events():
-            self._take(place, event)
+        async for found in answers.events():
+            if found is not None:
+                self._take(*found)
         choices = [
             {"index": place, "message": _message(answer), "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
             for place, answer in enumerate(self.answers)
         ]
         return {**self.about, "object": "chat.completion", "choices": choices, "usage": self.usage | _cached(answers)}
 
-    async def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any] | None]:
         """Each answer in chunks."""
         for place in range(len(self.answers)):
             yield self._chunk(place, {"role": "assistant", "content": ""})
-        async for place, event in answers.events():
+        async for found in answers.events():
+            if found is None:
+                yield None
+                continue
+            place, event = found
             answer = self.answers[place]
             called = len(answer.calls)
             parts, tokens = self._take(place, event)

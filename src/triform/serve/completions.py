@@ -123,17 +123,22 @@ class Writing:
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         """All continuations, when they have ended."""
-        async for place, event in answers.events():
-            self._take(place, event)
+        async for found in answers.events():
+            if found is not None:
+                self._take(*found)
         choices = [self._choice(place, lead + text.text, 0) for place, (lead, text) in enumerate(zip(self.leads, self.texts, strict=True))]
         return {**self.about, "choices": choices, "usage": self.usage}
 
-    async def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any] | None]:
         """Each continuation in chunks."""
         for place, lead in enumerate(self.leads):
             if lead:
                 yield {**self.about, "choices": [self._choice(place, lead, 0)]}
-        async for place, event in answers.events():
+        async for found in answers.events():
+            if found is None:
+                yield None
+                continue
+            place, event = found
             since = len(self.texts[place].tokens)
             self._take(place, event)
             if event.text or event.finish_reason is not None or len(self.texts[place].tokens) > since:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from .observe import Record
 from .requests import Sampled
 from .settings import Settings
 
+_SILENCE = 10.0  # seconds without a token after which a stream shows that it lives
 _LATE = 5.0  # seconds that the engine may take to end a request whose deadline is over
 
 
@@ -58,7 +61,9 @@ class Answers:
         self.tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
         self._ends = self._loop.time() + deadline
-        self._events: asyncio.Queue[tuple[int, Event] | ServeError] = asyncio.Queue()
+        self._events: deque[tuple[int, Event] | ServeError] = deque()
+        self._news = asyncio.Event()
+        self._told = False  # whether the loop was told of what has come since it last looked
         self._lock = threading.Lock()
         self._closed = False
 
@@ -82,26 +87,47 @@ class Answers:
                 if self._closed:
                     ticket.cancel()
 
-    def _hearing(self, place: int):  # type: ignore[no-untyped-def]
+    def _hearing(self, place: int) -> Callable[[Event], None]:
         def hear(event: Event) -> None:
-            try:
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
-            except RuntimeError:  # the loop has ended, and nobody reads any more
-                return
+            self._events.append((place, event))
+            if not self._told:
+                self._told = True
+                with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody reads any more
+                    self._loop.call_soon_threadsafe(self._news.set)
 
         return hear
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Each token with the number of its answer, until all have ended. Raises ServeError for what goes wrong on the way."""
+    async def _next(self) -> tuple[int, Event] | None:
+        """What comes next; None when nothing has come for a while. Raises ServeError past the deadline."""
+        while not self._events:
+            self._news.clear()
+            self._told = False
+            if self._events:  # it came before that was said
+                break
+            now = self._loop.time()
+            if now > self._ends + _LATE:
+                raise late()
+            try:
+                async with asyncio.timeout_at(min(now + _SILENCE, self._ends + _LATE + 0.01)):
+                    await self._news.wait()
+            except TimeoutError:
+                return None
+        found = self._events.popleft()
+        if isinstance(found, ServeError):
+            raise found
+        return found
+
+    async def events(self) -> AsyncIterator[tuple[int, Event] | None]:
+        """Each token with the number of its answer, until all have ended, and None every few seconds of silence.
+
+        Raises ServeError for what goes wrong on the way.
+        """
         left = len(self.tickets)
         while left:
-            try:
-                async with asyncio.timeout_at(self._ends + _LATE):
-                    found = await self._events.get()
-            except TimeoutError:
-                raise late() from None
-            if isinstance(found, ServeError):
-                raise found
+            found = await self._next()
+            if found is None:
+                yield None
+                continue
             place, event = found
             if event.token is not None:
                 self.record.token()
@@ -121,7 +147,8 @@ class Answers:
 
     def give_up(self, error: ServeError) -> None:
         """Have whoever reads get an error instead of the next token. In the event loop's thread."""
-        self._events.put_nowait(error)
+        self._events.appendleft(error)
+        self._news.set()
 
     def close(self) -> None:
         """End what still runs."""

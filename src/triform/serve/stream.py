@@ -14,7 +14,6 @@ from .errors import ServeError
 from .observe import log
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_SILENCE = 10.0  # seconds after which a comment shows that the connection lives
 
 
 # Unicode's other line ends, at which some clients part lines too
@@ -28,7 +27,7 @@ def event(data: Any) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Events from `chunks`, ended by [DONE]; an error on the way is an event too, and the last.
+    """Events from `chunks`, ended by [DONE]; a None among them is a comment, and an error on the way the last event.
 
     close: called when all is sent, and when the client has gone, even before the first event.
     seconds: so long the client may take to read it all.
@@ -50,17 +49,9 @@ class EventStream(StreamingResponse):
 
 
 async def _events(chunks: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    coming = asyncio.ensure_future(anext(chunks, None))
     try:
-        while True:
-            done, _ = await asyncio.wait((coming,), timeout=_SILENCE)
-            if not done:
-                yield b": waiting\n\n"
-                continue
-            if (chunk := coming.result()) is None:
-                break
-            yield event(chunk)
-            coming = asyncio.ensure_future(anext(chunks, None))
+        async for chunk in chunks:
+            yield b": waiting\n\n" if chunk is None else event(chunk)
     except ServeError as error:
         yield event(error.body)
         return
@@ -68,6 +59,4 @@ async def _events(chunks: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         log.exception("a stream failed")
         yield event(ServeError(500, "the server made a mistake; its log says which", code="internal_error").body)
         return
-    finally:
-        coming.cancel()
     yield b"data: [DONE]\n\n"
