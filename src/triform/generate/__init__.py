@@ -3,11 +3,12 @@
 from .answer import Answer, answer
 from .classify import Judgement, classify, embed
 from .constrained import JsonSchema, OneOf, Regex
+from .engine import Engine
 from .fewshot import FewShot
 from .fill import Candidate, Filled, fill
 from .forms import use_of
 from .prepared import load_prepared, prepare
-from .requests import TokenRun
+from .requests import Event, Full, Request, Ticket, TokenRun
 from .sampler import Choices, NoChoice, State, choose
 from .sampling import Beams, Contrastive, Sampling
 from .search import Conversation, Generation, generate, generate_ids
@@ -16,7 +17,8 @@ from .stream import TextStream
 from .tag import Entity, tag
 
 __all__ = [
-    "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Draft", "Entity", "FewShot", "Filled", "Generation",
-    "JsonSchema", "Judgement", "Lookup", "NoChoice", "OneOf", "Regex", "Sampling", "State", "TextStream", "TokenRun", "answer",
-    "choose", "classify", "embed", "fill", "generate", "generate_ids", "load_prepared", "prepare", "tag", "use_of",
+    "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Draft", "Engine", "Entity", "Event", "FewShot",
+    "Filled", "Full", "Generation", "JsonSchema", "Judgement", "Lookup", "NoChoice", "OneOf", "Regex", "Request", "Sampling",
+    "State", "TextStream", "Ticket", "TokenRun", "answer", "choose", "classify", "embed", "fill", "generate", "generate_ids",
+    "load_prepared", "prepare", "tag", "use_of",
 ]  # fmt: skip

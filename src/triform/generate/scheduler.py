@@ -92,7 +92,9 @@ class Scheduler:
     """
 
     def __init__(self, slots: int, chunk: int, *, reuse: bool, whole: bool) -> None:
-        """`chunk`: tokens of prompts a step, a quarter beside rows that go on; `whole`: prompts are read in one piece; `reuse`: they may begin in another's keys."""
+        """chunk: tokens of prompts a step, a quarter beside rows that go on; whole: prompts are read in one piece; reuse: they may
+        begin in another's keys.
+        """
         self.chunk, self.reuse, self.whole = chunk, reuse, whole
         self.waiting = Waiting()
         self.rows: dict[int, Row] = {}  # by slot
