@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tag": ("tag", "Name the parts of texts: people, places, words."),
     "answer": ("answer", "Answer questions from a passage."),
     "embed": ("embed", "Compare texts by their vectors."),
+    "eval": ("eval", "Measure models by tasks, and compare two."),
     "serve": ("serve", "Serve models over HTTP with OpenAI's API, and a page to use them."),
     "convert": ("convert", "Write a model in another format."),
 }

@@ -85,3 +85,19 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A `bar` whose total is known: the function takes how many are done."""
     with bar(unit) as show:
         yield lambda done: show(done, total)
+
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows below the names of their columns, but for columns in which no row has anything. A pipe gets whole lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = 400
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        if index == 0 or any(row[index] for row in rows):
+            table.add_column(column, no_wrap=not console.is_terminal)
+    for row in rows:
+        table.add_row(*(cell for index, cell in enumerate(row) if index == 0 or any(other[index] for other in rows)))
+    console.print(table)

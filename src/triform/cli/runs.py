@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .models import print_table
+
 if TYPE_CHECKING:
     from triform.train.runs import Run
 
@@ -57,7 +59,7 @@ def _key(value: Any) -> tuple[bool, Any]:
 def _print(found: list[Run]) -> None:
     from triform.train.comparison import FIGURES
 
-    _table(("run", *FIGURES), [(run.name, *(words(run) for words in FIGURES.values())) for run in found])
+    print_table(("run", *FIGURES), [(run.name, *(words(run) for words in FIGURES.values())) for run in found])
 
 
 @app.command(epilog="Example: triform runs compare runs/small runs/storyteller --html compared.html")
@@ -78,28 +80,12 @@ def compare(
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
     names = comparison.labels(found)
-    _table(("", *names), [(name, *(words(run) for run in found.runs)) for name, words in comparison.FIGURES.items()])
+    print_table(("", *names), [(name, *(words(run) for run in found.runs)) for name, words in comparison.FIGURES.items()])
     print()
     if found.differences:
         rows = [(name, *map(comparison.value, values)) for name, values in found.differences.items()]
-        _table(("recipe", *names), rows)
+        print_table(("recipe", *names), rows)
     else:
         print("The recipes are the same.")
     if html is not None:
         print(f"The curves are in {html}")
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, emoji=False, markup=False)
-    if not console.is_terminal:
-        console.width = 400
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for index, column in enumerate(columns):
-        if index == 0 or any(row[index] for row in rows):
-            table.add_column(column, no_wrap=not console.is_terminal)
-    for row in rows:
-        table.add_row(*(cell for index, cell in enumerate(row) if index == 0 or any(other[index] for other in rows)))
-    console.print(table)
