@@ -75,7 +75,7 @@ COMMON = {
     "validation_batches": 1,
 }  # fmt: skip
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
-    "race": ({"width": 128, "depth": 4, "heads": 4, "dropout": 0.0}, {"steps": 180, "batch": 24}, BLOCK),
+    "race": ({"width": 128, "depth": 4, "heads": 4, "dropout": 0.0}, {"steps": 200, "batch": 24}, BLOCK),
     "3 minutes": ({"width": 192, "depth": 6, "heads": 6, "dropout": 0.0}, {"batch": 16}, 128),
     "10 minutes": ({"width": 256, "depth": 6, "heads": 8, "dropout": 0.1}, {"batch": 16}, 256),
 }
