@@ -224,4 +224,4 @@ def test_generate_chats_through_the_template(places: dict[str, str], capsys: pyt
     assert plain.startswith("天下")
     many = answer(capsys, "generate", places["chat"], "天下", "fox", "--chat", *options)
     assert "天下" not in many.splitlines()[0][:2]
-    assert "--chat beside it" in mistake(capsys, "generate", places["chat"], "天下", "--system", "x")
+    assert "--chat or --examples beside it" in mistake(capsys, "generate", places["chat"], "天下", "--system", "x")
