@@ -22,7 +22,7 @@ def given(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[
     return [torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
-def compare(ours: Part, plain: Part, inputs: list[Tensor], tolerance: float = 1e-12) -> None:
+def assert_same(ours: Part, plain: Part, inputs: list[Tensor], tolerance: float = 1e-12) -> None:
     """Values and gradients, by the largest number of each; another scale of the result must be seen."""
 
     def run(part: Part, scale: float = 1.0) -> list[Tensor]:
@@ -41,7 +41,7 @@ def compare(ours: Part, plain: Part, inputs: list[Tensor], tolerance: float = 1e
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_rms_norm(offset: float) -> None:
     inputs = given((3, 5, 8), (8,))
-    compare(
+    assert_same(
         lambda x, w: fused.rms_norm(x, w, 1e-5, offset, x.dtype), lambda x, w: F.rms_norm(x, (8,), w + offset, 1e-5), inputs
     )  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_rms_norm(offset: float) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_norm(bias: bool) -> None:
     inputs = given((3, 5, 8), (8,), *([(8,)] if bias else []))
-    compare(
+    assert_same(
         lambda x, w, b=None: fused.layer_norm(x, w, b, 1e-5, x.dtype), lambda x, w, b=None: F.layer_norm(x, (8,), w, b, 1e-5), inputs
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_rotation() -> None:
     (x,) = given((2, 3, 5, 8))
     angles = torch.randn(1, 1, 5, 4, dtype=torch.float64)
     cos, sin = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
-    compare(lambda x: fused.rotate(x, cos, sin), lambda x: (x * cos) + x.roll(4, -1) * sin, [x])
+    assert_same(lambda x: fused.rotate(x, cos, sin), lambda x: (x * cos) + x.roll(4, -1) * sin, [x])
     assert torch.equal(position.rotate(x, (cos, sin)), fused.rotate(x, cos, sin))
 
 
@@ -84,7 +84,7 @@ def test_inner(name: str, bias: bool, gated: bool) -> None:
         right, b = parts(rest)
         return F.linear(act(left) if right is None else act(left) * right, weight, b)
 
-    compare(ours, plain, inputs)
+    assert_same(ours, plain, inputs)
 
 
 MASKS = {
@@ -112,7 +112,7 @@ def test_attention(mask: str, groups: int) -> None:
         given_mask = bias if bias is not None else None if causal else seen
         return F.scaled_dot_product_attention(query, key, value, given_mask, is_causal=causal, enable_gqa=True)
 
-    compare(ours, plain, inputs)
+    assert_same(ours, plain, inputs)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -37,7 +37,7 @@ GETS = ("/health", "/metrics", "/ready", "/v1/models", "/v1/models/{model}")
 OPERATIONS = [*((f"/v1/{path}", "POST") for path in POSTS), *((path, "GET") for path in GETS)]
 
 
-def attack(document: Any, path: str, method: str, examples: int) -> None:
+def assert_it_holds(document: Any, path: str, method: str, examples: int) -> None:
     """Requests that fit the document, and requests that do not."""
     for mode in GenerationMode:
 
@@ -55,13 +55,13 @@ def attack(document: Any, path: str, method: str, examples: int) -> None:
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_nothing_makes_it_fail(document: Any, path: str, method: str) -> None:
-    attack(document, path, method, 5)
+    assert_it_holds(document, path, method, 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_nothing_makes_it_fail_for_long(document: Any, path: str, method: str) -> None:
-    attack(document, path, method, 300)
+    assert_it_holds(document, path, method, 300)
 
 
 def _try(case: Any) -> None:
