@@ -27,6 +27,9 @@ def evaluate(
     shots: Annotated[int | None, typer.Option(help="So many worked examples before each question; as is usual for the task.")] = None,
     window: Annotated[int | None, typer.Option(help="Perplexity: tokens that are read at a time; at most 1024.")] = None,
     stride: Annotated[int | None, typer.Option(help="Perplexity: a window begins so many tokens after the last; half a window.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Of a written answer; as is usual for the task.")] = None,
+    prompt: Annotated[str, typer.Option(help="Translation, summarisation: what is written around {text}.")] = "{text}",
+    chat: Annotated[bool, typer.Option("--chat", help="Ask for written answers as turns of a conversation.")] = False,
     seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines of data out and count them.")] = False,
     items: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write what was asked, expected and answered.")] = None,
@@ -36,7 +39,8 @@ def evaluate(
 ) -> None:
     """Measure a model by tasks, each figure with its 95 % interval, and write them to evaluations.jsonl beside the model.
 
-    Tasks: perplexity, blimp, choice, mmlu, cmmlu, ceval, classification, ner.
+    Tasks: perplexity, blimp, choice, mmlu, cmmlu, ceval, classification, ner, squad, cmrc, translation,
+    summarisation, gsm8k.
     """
     from triform import hub
     from triform.evaluate.history import add
@@ -47,7 +51,10 @@ def evaluate(
         raise ValueError(f"expected one model, or two to compare, got {len(names)}")
     asked = [Asked.parse(one) for one in tasks]
     _check(asked, plot, confusion)
-    settings = Settings(limit=limit, shots=shots, window=window, stride=stride, seed=seed, skip_bad=skip_bad)
+    settings = Settings(
+        limit=limit, shots=shots, window=window, stride=stride, max_new_tokens=max_new_tokens, prompt=prompt, chat=chat, seed=seed,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     places = [hub.locate(name) for name in names]
     results = [_measure(place, asked, settings) for place in places]
     for place, own in zip(places, results, strict=True):

@@ -23,6 +23,11 @@ TASKS: dict[str, tuple[str, str, str]] = {
     "ceval": ("choices", "ceval", "C-Eval's files, as mmlu"),
     "classification": ("judging", "classification", "accuracy, macro F1 and the confusion matrix of a classifier"),
     "ner": ("judging", "ner", "precision, recall and F1 of whole entities (seqeval's definition)"),
+    "squad": ("reading", "squad", "reading comprehension by SQuAD's rules: exact match and F1"),
+    "cmrc": ("reading", "cmrc", "reading comprehension by CMRC's rules for Chinese"),
+    "translation": ("writing", "translation", "BLEU and chrF of translations, by sacrebleu"),
+    "summarisation": ("writing", "summarisation", "ROUGE of summaries, Chinese by characters"),
+    "gsm8k": ("writing", "gsm8k", "arithmetic: exact match of the number, five worked examples"),
 }
 
 

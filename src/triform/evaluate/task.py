@@ -33,9 +33,8 @@ class Settings:
         None: as many as the model reads, at most 1,024; half a window.
     max_new_tokens: of a written answer; None: as is usual for the kind.
     chat: questions are turns of a conversation, as the chat template writes them.
-    samples: programs that are written for each problem. temperature: of writing them, and anything else with more than one sample.
-    seed: of sampling and resampling.
-    allow_code: programs that the model wrote may be run.
+    prompt: of translation and summarisation, what is written around "{text}".
+    seed: of resampling.
     skip_bad: lines of data that are none are left out and counted, where else the first one is an error.
     on_progress: called with how many are done, of how many.
     """
@@ -46,18 +45,18 @@ class Settings:
     stride: int | None = None
     max_new_tokens: int | None = None
     chat: bool = False
-    samples: int = 1
-    temperature: float = 0.0
+    prompt: str = "{text}"
     seed: int = 0
-    allow_code: bool = False
     skip_bad: bool = False
     on_progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("shots", 0), ("window", 2), ("stride", 1), ("max_new_tokens", 1), ("samples", 1)):
+        for name, least in (("limit", 1), ("shots", 0), ("window", 2), ("stride", 1), ("max_new_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if "{text}" not in self.prompt:
+            raise ValueError(f"prompt: expected {{text}} in it, where the text goes, got {self.prompt[:40]!r}")
 
 
 @dataclass
