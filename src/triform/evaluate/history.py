@@ -52,7 +52,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         raise ValueError(f"{file}: expected a picture to end in .svg, .png or .pdf")
     panels: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        alike = json.dumps([row.get("data"), row.get("setting")], sort_keys=True)
+        alike = json.dumps([row.get("data"), row.get("setting"), row.get("items")], sort_keys=True)
         for name in row["metrics"]:
             panels.setdefault((str(row.get("task")), name), {}).setdefault(alike, []).append(row)
     across = min(3, len(panels))
