@@ -45,7 +45,8 @@ Variants usable() {
 #endif
 #if defined(__aarch64__)
 #if defined(__linux__)
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.all[count++] = triform_dotprod();
+  const unsigned long needed = HWCAP_ASIMDDP | HWCAP_ATOMICS;  // what is compiled for ARMv8.2 meets by the atomics of ARMv8.1
+  if ((getauxval(AT_HWCAP) & needed) == needed) found.all[count++] = triform_dotprod();
 #elif defined(__APPLE__)
   found.all[count++] = triform_dotprod();
 #endif

@@ -42,13 +42,15 @@ inline Floats splat(float value) {
   return out;
 }
 
-inline Floats load(const float* from) {
+inline Floats load(const float* from) {  // part by part: GCC takes a copy of the whole through memory
   Floats out;
-  memcpy(&out, from, sizeof out);
+  for (int i = 0; i < PARTS; i++) memcpy(&out.part[i], from + i * NATIVE, sizeof out.part[i]);
   return out;
 }
 
-inline void store(float* to, const Floats& value) { memcpy(to, &value, sizeof value); }
+inline void store(float* to, const Floats& value) {
+  for (int i = 0; i < PARTS; i++) memcpy(to + i * NATIVE, &value.part[i], sizeof value.part[i]);
+}
 
 inline Floats load_some(const float* from, int count) {
   float all[LANES] = {};
