@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                # every setting, a process each; prints the tables
     python benchmarks/memory.py --only bert    # those whose name has this in it
+    python benchmarks/memory.py --table generation
     python benchmarks/memory.py --write        # and puts the tables into docs/memory.md and docs/zh/memory.md
 
 Predicted is `triform.planner.memory`. Measured is the peak of what torch's CPU allocator has given out, from before the model
@@ -12,7 +13,6 @@ tensors that a dispatch mode counts, and by how much the process' resident size 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from triform import config
 from triform.planner import memory
@@ -209,10 +210,15 @@ def _halves(ids: Any) -> Any:
 
 
 def generate_once(model: Any, case: Generating, begun: Callable[[], None]) -> Callable[[], None]:
-    """Build a model and generate; returns what does it again."""
+    """Build a model and generate; returns what does it again.
+
+    The cache's buffers, which on the CPU the system gives page by page as they are written, are taken whole from torch's
+    allocator here, so that its record has all of them.
+    """
     import torch
 
     from triform import nn
+    from triform.generate import slots
     from triform.generate.sampling import Sampling
     from triform.generate.search import generate_ids
 
@@ -223,6 +229,7 @@ def generate_once(model: Any, case: Generating, begun: Callable[[], None]) -> Ca
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[0, 0] = False
 
+    @patch.object(slots, "_zeros", lambda shape, like: like.new_zeros(shape))
     def again() -> None:
         generate_ids(net, ids, mask, Sampling(max_new_tokens=case.new), start=0 if net.encoder is not None else None)
 
@@ -266,7 +273,6 @@ def measure(case: Training | Generating) -> dict[str, Any]:
     before = resident(peak=False)
     run(lambda: None)
     grown = resident(peak=True) - before
-    gc.collect()
     with Allocations() as allocations:
         again = run(allocations.mark)
     live = LiveBytes(again.tensors)
@@ -311,6 +317,7 @@ def main() -> None:
     """Run the settings, each in a process of its own, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="settings whose model has this in its name")
+    parser.add_argument("--table", choices=("training", "generation"), help="only this one")
     parser.add_argument("--write", action="store_true", help="put the tables into the documents")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -320,6 +327,8 @@ def main() -> None:
         print(json.dumps(measure(tables[table][int(number)])))
         return
     for table, cases in tables.items():
+        if asked.table not in (None, table):
+            continue
         rows = []
         for number, case in enumerate(cases):
             if asked.only not in case.model:

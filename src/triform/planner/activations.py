@@ -23,12 +23,21 @@ _INNER = ("relu", "gelu", "gelu_tanh", "silu")  # activations of nn.fused.inner
 _GROUPS = 8  # experts are gone through one by one, or where there are more in so many groups, to answer at once
 
 
+class Piece(NamedTuple):
+    """Tokens of a pass over the slots of a cache: so many of each of neighbouring rows, which hold `past` others."""
+
+    tokens: int
+    past: int = 0
+    rows: int = 1
+
+
 class View(NamedTuple):
     """What attention may see: a mask (a byte wide: boolean, else scores to add), cosine and sine, or plainly causal."""
 
     mask: Tensor | None = None
     rotation: tuple[Storage, Storage] | None = None
     causal: bool = False
+    parts: tuple[tuple[Piece, View], ...] = ()  # instead, of a pass over several requests
 
 
 class Shape(NamedTuple):
@@ -46,12 +55,12 @@ class Shape(NamedTuple):
 
 
 class Store(Protocol):
-    """Keys and values kept between passes (see nn.cache); `past` is how many tokens' there are."""
+    """Keys and values kept between passes (see generate.slots); `pieces` say whose the tokens of a pass are."""
 
-    past: int
+    pieces: tuple[Piece, ...]
 
     def found(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Those of a cross-attention after the first pass."""
+        """Those of a cross-attention."""
 
     def append(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep new ones; returns all that the queries may look at."""
@@ -174,19 +183,22 @@ class Modules:
             query = self.rotate(query, view.rotation)
         kept = None if store is None else store.found(name)
         if kept is None:
-            source = x if memory is None else memory
-            key = self.norm(self.linear(source, f"{name}.key"), f"{name}.key_norm", spec.qk_norm)
-            value = self.linear(source, f"{name}.value")
+            key, value = self.keys_and_values(x if memory is None else memory, name, spec)
             if view.rotation is not None:
                 key = self.rotate(key, view.rotation)
             if store is not None:
                 key, value = store.append(name, key, value)
         else:
             key, value = kept
-        y = self.attend(query, key, value, spec, shape, view)
+        y = self.attend_parts(query, key, value, spec, view) if view.parts else self.attend(query, key, value, spec, shape, view)
+        if view.parts:
+            return self.linear(self.copied(y), f"{name}.out")
         if spec.qk_norm is not None and self.device == "cpu" and not self.training:
             y = self.copied(y)  # heads before tokens, as the norms leave the queries
         return self.linear(self.tape.cast(y, value.width), f"{name}.out")
+
+    def keys_and_values(self, source: Tensor, name: str, spec: config.Attention) -> tuple[Tensor, Tensor]:
+        return self.norm(self.linear(source, f"{name}.key"), f"{name}.key_norm", spec.qk_norm), self.linear(source, f"{name}.value")
 
     def rotate(self, x: Tensor, turn: tuple[Storage, Storage]) -> Tensor:
         tape = self.tape
@@ -211,6 +223,15 @@ class Modules:
             return self.eager(query, key, value, shape, view._replace(mask=mask), dropout)
         inputs = (query, key, value) if mask is None else (query, key, value, mask)
         return tape.product(query.count, width, inputs, inputs, extra=4 * shape.batch * shape.heads * shape.queries)
+
+    def attend_parts(self, query: Tensor, key: Tensor, value: Tensor, spec: config.Attention, view: View) -> Tensor:
+        """Each request's tokens for themselves, and the results joined."""
+        total, made = sum(piece.tokens * piece.rows for piece, _ in view.parts), []
+        for piece, part in view.parts:
+            rows = Tensor(query.storage, query.count // total * piece.tokens * piece.rows, query.width)
+            shape = Shape(piece.rows, spec.heads, piece.tokens, piece.past + piece.tokens, query.count // (total * spec.heads))
+            made.append(self.attend(rows, key, value, spec, shape, part))
+        return self.tape.op(query.count, query.width, made)
 
     def short(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape, mask: Tensor | None) -> Tensor:
         """nn.fused.attention: neither scores nor probabilities are kept."""
@@ -259,11 +280,11 @@ class Modules:
             inputs = (left, self.linear(x, f"{name}.up")) if spec.gated else (left,)
             h = self.tape.new(left.count, left.width)
             return self._narrowed(h, f"{name}.down", inputs, inputs, partial(_inner_back, before=len(inputs)))
-        h = self.activation(self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up"), spec.activation)
-        if spec.gated:
-            up = self.linear(x, f"{name}.up")
-            h = self.tape.op(h.count, h.width, (h, up), (h, up))
-            del up
+        left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
+        right = self.linear(x, f"{name}.up") if spec.gated else None
+        h = self.activation(left, spec.activation)
+        if right is not None:
+            h = self.tape.op(h.count, h.width, (h, right), (h, right))
         return self.linear(self.dropout(h, spec.dropout), f"{name}.down")
 
     def experts(self, x: Tensor, name: str, spec: config.Experts) -> tuple[Tensor, tuple[Tensor | Storage, ...]]:
@@ -376,4 +397,4 @@ def weights(tape: Tape, shapes: Mapping[str, tuple[int, ...]], width: int) -> di
     return found
 
 
-__all__ = ["SHORT", "Back", "Modules", "Shape", "View", "weights"]
+__all__ = ["SHORT", "Back", "Modules", "Piece", "Shape", "Store", "View", "weights"]

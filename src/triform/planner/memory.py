@@ -142,9 +142,10 @@ def inference(
 ) -> Memory:  # fmt: skip
     """The peak of inference with weights in `dtype`.
 
-    A model that generates reads its prompt and then a token at a time with a cache, as `triform.generate` does.
+    A model that generates reads its prompts, up to `serving.CHUNK` tokens at once, and then a token of each sequence at a time, as
+    `triform.generate` does, over a cache that has room for all tokens from the beginning, in layers with a window too.
     context: tokens that a decoder's cache holds, or those that the encoder reads, of an encoder-decoder too, whose cache
-    holds `target` (None: `context`). prompt: tokens of a decoder's first pass; None: all of `context`. padded: the batch's
+    holds `target` (None: `context`). prompt: tokens of a prompt that a decoder reads; None: all of `context`. padded: the batch's
     prompts differ in length. In int8 and int4 matrices have a 16-bit scale for every 32 numbers, and all else is bf16.
     """
     if dtype not in BITS:
@@ -189,11 +190,10 @@ def _cache_lines(model: config.Model, batch: int, context: int, capacity: int, w
         return []
     stack = model.decoder
     attentions = [(stack.block(layer).attention, stack.block(layer).cross) for layer in range(stack.depth)]
-    own = sum((a.kv_heads or a.heads) * stack.head_width(a) for a, _ in attentions if a.window is None)
-    windowed = sum((a.kv_heads or a.heads) * stack.head_width(a) * a.window for a, _ in attentions if a.window is not None)
-    numbers: dict[str, float | int | str] = {"b": batch, "s": capacity, "w": width, "k": own, "k window": windowed}
-    out = [Line(name="cache", formula="2 b w (s k + k window), k: heads x width of all layers", numbers=numbers,
-                value=2 * batch * width * (capacity * own + windowed), unit="B", source=_COUNTED)]  # fmt: skip
+    own = sum((a.kv_heads or a.heads) * stack.head_width(a) for a, _ in attentions)
+    numbers: dict[str, float | int | str] = {"b": batch, "s": capacity, "w": width, "k": own}
+    out = [Line(name="cache", formula="2 b w s k, k: heads x width of all layers", numbers=numbers,
+                value=2 * batch * width * capacity * own, unit="B", source=_COUNTED)]  # fmt: skip
     if model.encoder is not None:
         read, crosses = length_of(model.encoder, context), [cross for _, cross in attentions if cross is not None]
         across = sum((c.kv_heads or c.heads) * stack.head_width(c) for c in crosses)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from triform import config
 
-from .activations import Modules, Shape, Store, View
+from .activations import Modules, Piece, Shape, Store, View
 from .setting import Setting
 from .tape import Node, Parameter, Storage, Tape, Tensor, new_each, same_each
 
@@ -29,6 +29,11 @@ def length_of(stack: config.Stack, length: int) -> int:
     return stack.input.length if isinstance(stack.input, config.Patches) else length
 
 
+def keys_of(attention: config.Attention, piece: Piece) -> int:
+    """Tokens that those of a piece may look at."""
+    return piece.tokens + (piece.past if attention.window is None else min(piece.past, attention.window - 1))
+
+
 @dataclass
 class Scene:
     """What every layer of one stack shares."""
@@ -44,8 +49,8 @@ class Scene:
 
     def keys(self, attention: config.Attention) -> int:
         """Tokens that a query may look at, those in the store included."""
-        past = 0 if self.store is None else self.store.past
-        return self.length + (past if attention.window is None else min(past, attention.window - 1))
+        piece = Piece(self.length) if self.store is None else self.store.pieces[0]
+        return keys_of(attention, piece)
 
 
 @dataclass
@@ -133,7 +138,7 @@ class Pass:
         x = self.patches(scene, spec.input) if isinstance(spec.input, config.Patches) else self.tokens(scene, spec.input)
         for attention in dict.fromkeys(block.attention for block in spec.pattern[: spec.depth]):
             scene.views[attention] = self.view(scene, attention)
-        if memory is not None and self.setting.rows != "full":
+        if source and self.setting.rows != "full":
             scene.across = View(tape.new(self.setting.batch * source * (length if self.setting.rows == "packed" else 1), 1))
         for index in range(spec.depth):
             tape.layer = f"{name}.layers.{index}"
@@ -191,7 +196,7 @@ class Pass:
         found = tape.op(count * width, table.tensor.width, (table.tensor,), back=_looked_up if modules.fused else new_each)
         x = modules.scaled(found, spec.scale)
         del found
-        rows = self._rows() * scene.length
+        rows = self._rows(scene) * scene.length
         if isinstance(spec.position, config.Learned):
             position = self.weights[f"{scene.name}.input.position.weight"].tensor
             x = modules.add(x, tape.op(rows * width, position.width, (position,), extra=8 * rows))
@@ -216,32 +221,41 @@ class Pass:
         x = modules.add(x, position)
         return modules.dropout(modules.norm(x, f"{name}.norm", spec.norm), spec.dropout)
 
-    def _rows(self) -> int:
-        """Rows that have positions and masks of their own."""
-        return 1 if self.setting.rows == "full" else self.setting.batch
+    def _rows(self, scene: Scene) -> int:
+        """Rows that have positions of their own."""
+        return 1 if self.setting.rows == "full" and scene.store is None else self.setting.batch
 
     def view(self, scene: Scene, attention: config.Attention) -> View:
-        tape, rows, queries, keys, turn = self.tape, self._rows(), scene.length, scene.keys(attention), None
-        pairs = rows * queries * keys
+        tape, rows, queries, turn = self.tape, self._rows(scene), scene.length, None
         if isinstance(attention.position, config.Rotary):
             size = 4 * rows * queries * scene.stack.head_width(attention)
             turn = (tape.hold(size), tape.hold(size))
+        pieces = () if scene.store is None else scene.store.pieces
+        if len(pieces) > 1:
+            return View(None, turn, parts=tuple((piece, self._seen(scene, attention, piece)) for piece in pieces))
+        return self._seen(scene, attention, pieces[0]._replace(rows=rows) if pieces else Piece(queries, 0, rows))._replace(rotation=turn)
+
+    def _seen(self, scene: Scene, attention: config.Attention, piece: Piece) -> View:
+        tape, keys, several = self.tape, keys_of(attention, piece), piece.tokens > 1
         biased = isinstance(attention.position, config.Bucketed | config.Alibi)
         windowed = attention.window is not None and keys > attention.window
-        if self.setting.rows == "full" and not biased and not windowed:
-            return View(None, turn, attention.mask != "bidirectional" and queries > 1)
+        goes_on = several and scene.store is not None and (piece.past > 0 or attention.mask == "prefix")
+        if self.setting.rows == "full" and not (biased or windowed or goes_on):
+            return View(None, None, attention.mask != "bidirectional" and several)
+        pairs = piece.rows * piece.tokens * keys
         distance = tape.hold(8 * pairs)
         mask = tape.new(pairs, 1)
+        tape.hold(pairs * (3 if attention.window is not None else int(attention.mask != "bidirectional")))  # comparisons
         if biased:
             mask = self._bias(scene, attention, mask)
         del distance
-        return View(mask, turn)
+        return View(mask)
 
     def _bias(self, scene: Scene, attention: config.Attention, seen: Tensor) -> Tensor:
         """Scores to add, of the dtype that attention runs in."""
         tape, count = self.tape, seen.count * attention.heads
         if isinstance(attention.position, config.Bucketed):
-            buckets = tape.hold(40 * seen.count)
+            buckets = tape.hold(44 * seen.count)
             del buckets
             table = self.weights[f"{scene.name}.biases.{self._place(scene.stack, attention)}.weight"].tensor
             bias = tape.op(count, tape.wide, (table,), extra=8 * seen.count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ class Allocations:
         self._profile = profile(profile_memory=True)
 
     def __enter__(self) -> Allocations:
+        gc.collect()  # what is garbage by now is not to be freed, and subtracted, inside
         self._profile.__enter__()  # type: ignore[no-untyped-call]
         return self
 
