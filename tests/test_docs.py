@@ -299,6 +299,17 @@ def _pulled(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     gguf.write(nn.build(read_config(_SIZE | {"model_type": "llama", "vocab_size": 320})[0], seed=0), tokenizer, chat, "fp32")
 
 
+def _judged(folder: Path) -> None:
+    """What `triform eval` reads, a line or two of each."""
+    (folder / "valid.txt").write_text(LINES[1], encoding="utf-8")
+    (folder / "pairs").mkdir()
+    pair = {"sentence_good": LINES[0], "sentence_bad": LINES[0][::-1], "UID": "order"}
+    (folder / "pairs" / "order.jsonl").write_text(json.dumps(pair) + "\n", encoding="utf-8")
+    for part, name in (("dev", "history_dev.csv"), ("test", "history_test.csv")):
+        (folder / "mmlu" / part).mkdir(parents=True)
+        (folder / "mmlu" / part / name).write_text(f"{LINES[0]},{','.join(LINES[0][:4])},B\n", encoding="utf-8")
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which what the documents print runs in little time: their examples shrunk, their data few, no network."""
@@ -321,6 +332,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         _public(tmp_path / "runs" / folder / "model", _SIZE | judge, "wordpiece")
     (tmp_path / "story.txt").write_text(LINES[0], encoding="utf-8")
     (tmp_path / "reviews.jsonl").write_text('{"input": "很干净", "output": "好"}\n{"input": "太吵", "output": "坏"}\n', encoding="utf-8")
+    _judged(tmp_path)
     _pulled(monkeypatch, tmp_path / "cache")
     with chdir(tmp_path):
         yield tmp_path

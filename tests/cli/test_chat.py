@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -170,6 +171,7 @@ class Terminal:
         )  # fmt: skip
         os.close(slave)
         self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two parts
 
     def wait_for(self, text: str, seconds: float = 90) -> str:
         """What came, up to a text. Raises AssertionError when it does not come."""
@@ -178,7 +180,7 @@ class Terminal:
             assert time.monotonic() < end, f"{text!r} did not come; there was {self.seen[-2000:]!r}"
             if select.select([self.master], [], [], 1)[0]:
                 try:
-                    self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+                    self.seen += self._decoder.decode(os.read(self.master, 65536))
                 except OSError:
                     assert text in self.seen, self.seen[-2000:]
         before, self.seen = self.seen.split(text, 1)
@@ -190,7 +192,7 @@ class Terminal:
         while not re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]|\s", "", self.seen):
             assert time.monotonic() < end, "nothing came"
             if select.select([self.master], [], [], 1)[0]:
-                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+                self.seen += self._decoder.decode(os.read(self.master, 65536))
 
     def say(self, text: str) -> None:
         os.write(self.master, text.encode())

@@ -43,7 +43,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, dtype: torch.dtype) -> Tensor:
         wide = _wide(x)
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # a norm squared would round twice
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset = offset
         out: Tensor = (wide * inverse).mul_(_wide(weight) + offset).to(dtype)
