@@ -17,7 +17,7 @@ from parity.cases import BART, T5, TEXT, saved
 
 import triform
 from triform import hub
-from triform.generate import answer, classify, tag
+from triform.generate import Answering, answer, classify, tag
 from triform.text import Tokenizer, train_tokenizer
 
 LINES = (
@@ -164,11 +164,12 @@ def test_answers(name: str, longest: int, length: int | None) -> None:
     question = "刘备在哪?"
     how = {} if length is None else {"max_length": length, "stride": 6, "truncation": "only_second"}
     expected, none = plain_search(theirs, their_tokenizer, question, longest, how)
-    (found,) = answer(model, tokenizer, question, PASSAGE, top=5, longest=longest, length=length, overlap=6)
+    (found,) = answer(model, tokenizer, question, PASSAGE, Answering(top=5, longest=longest, length=length, overlap=6))
     best = sorted(expected.items(), key=lambda pair: -pair[1])[:5]
     assert [one.score for one in found] == pytest.approx([score for _, score in best], abs=CLOSE)
     assert (found[0].start, found[0].end) == best[0][0]
     assert all(PASSAGE[one.start : one.end] == one.text for one in found)
     if tokenizer.cls is not None:
-        (some,) = answer(model, tokenizer, question, PASSAGE, top=10**6, longest=longest, length=length, overlap=6, may_abstain=True)
+        all_of_them = Answering(top=10**6, longest=longest, length=length, overlap=6, may_abstain=True)
+        (some,) = answer(model, tokenizer, question, PASSAGE, all_of_them)
         assert [one.score for one in some if not one.text] == pytest.approx([none], abs=CLOSE)

@@ -28,6 +28,7 @@ def answer(
 ) -> None:
     """Print the best answers to each question, their probability and where they stand in the passage."""
     from triform import hub
+    from triform.generate import Answering
     from triform.generate import answer as find
 
     asked = texts_of(questions)
@@ -37,10 +38,8 @@ def answer(
     place = hub.locate(name)
     model, tokenizer = open_model(place)
     with progress(len(asked), "questions") as done:
-        found = find(
-            model, tokenizer, asked, text, top=top, may_abstain=may_abstain, longest=longest, length=hub.task(place).get("length"),
-            overlap=overlap, on_batch=lambda windows: done(min(windows, len(asked))),
-        )  # fmt: skip
+        how = Answering(top=top, may_abstain=may_abstain, longest=longest, length=hub.task(place).get("length"), overlap=overlap)
+        found = find(model, tokenizer, asked, text, how, on_batch=lambda windows: done(min(windows, len(asked))))
     if as_json:
         rows = [{"question": one, "answers": [asdict(each) for each in some]} for one, some in zip(asked, found, strict=True)]
         print(json.dumps(rows, ensure_ascii=False, indent=2))

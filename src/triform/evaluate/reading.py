@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triform.generate.answer import answer
+from triform.generate.answer import Answering, answer
 from triform.generate.forms import use_of
 
 from .files import found_in, some, text_of
@@ -117,11 +117,10 @@ def _answers(judged: Judged, asked: Sequence[Asked], settings: Settings) -> list
     if use_of(judged.model.config) == "answer":
         show = settings.on_progress
         total = len(asked)
-        abstains = any(not one.answers for one in asked)
-        found = answer(
-            judged.model, judged.tokenizer, [one.question for one in asked], [one.passage for one in asked], may_abstain=abstains,
-            length=judged.task.get("length"), on_batch=None if show is None else lambda done: show(min(done, total), total),
-        )  # fmt: skip
+        how = Answering(may_abstain=any(not one.answers for one in asked), length=judged.task.get("length"))
+        questions, passages = [one.question for one in asked], [one.passage for one in asked]
+        on_batch = None if show is None else lambda done: show(min(done, total), total)
+        found = answer(judged.model, judged.tokenizer, questions, passages, how, on_batch=on_batch)
         return [one[0].text for one in found]
     prompts = [_prompt(one) for one in asked]
     return [text.strip() for text in written(judged, prompts, settings, most=32, stop=() if settings.chat else ("\n",))]

@@ -1,6 +1,6 @@
 """Models at work: text that goes on (`search`), masks filled (`fill`), texts judged (`classify`, `tag`), embedded, asked (`answer`)."""
 
-from .answer import Answer, answer
+from .answer import Answer, Answering, answer
 from .classify import Judgement, classify, embed
 from .constrained import JsonSchema, OneOf, Regex
 from .engine import Engine
@@ -17,7 +17,7 @@ from .stream import TextStream
 from .tag import Entity, tag
 
 __all__ = [
-    "Answer", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Draft", "Engine", "Entity", "Event", "FewShot",
+    "Answer", "Answering", "Beams", "Candidate", "Choices", "Contrastive", "Conversation", "Draft", "Engine", "Entity", "Event", "FewShot",
     "Filled", "Full", "Generation", "JsonSchema", "Judgement", "Lookup", "NoChoice", "OneOf", "Regex", "Request", "Sampling",
     "State", "TextStream", "Ticket", "TokenRun", "answer", "choose", "classify", "embed", "fill", "generate", "generate_ids",
     "load_prepared", "prepare", "tag", "use_of",

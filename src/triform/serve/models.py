@@ -148,8 +148,8 @@ class Judge(Served):
     def _run(self, texts: Sequence[Any], asked: Asked) -> list[Any]:
         if self.use == "answer":
             questions, passages = zip(*texts, strict=True)
-            how: dict[str, Any] = {"top": asked.top, "may_abstain": asked.may_abstain, "length": self.length}
-            return generate.answer(self.model, self.tokenizer, list(questions), list(passages), **how)
+            how = generate.Answering(top=asked.top, may_abstain=asked.may_abstain, length=self.length)
+            return generate.answer(self.model, self.tokenizer, list(questions), list(passages), how)
         if self.use == "tag":
             aggregate: Any = asked.aggregate
             return generate.tag(self.model, self.tokenizer, texts, self.labels, aggregate=aggregate, length=self.length)
