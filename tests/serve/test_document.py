@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks, not_a_server_error
 from served import Running
 
+# Read before a server's threads are there: Python 3.11 fails where two threads parse at once, and pytest parses this plugin anew.
+importlib.import_module("schemathesis.specs.openapi.schemas")
 load_all_checks()
 _TYPES = schemathesis.checks.CHECKS.get_by_names(["status_code_conformance", "content_type_conformance", "response_schema_conformance"])
 
