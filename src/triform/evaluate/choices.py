@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,13 @@ def _result(
 def blimp(judged: Judged, place: Path, settings: Settings) -> Result:
     """Minimal pairs in BLiMP's format: .jsonl with `sentence_good` and `sentence_bad`, a part for each `UID`, else for each file."""
     files = found_in(place, "*.jsonl")
-    questions: list[Question] = []
-    bad = 0
-    for file in files:
 
-        def make(line: Line, part: str = file.stem) -> Question:
-            uid = line.fields.get("UID")
-            options = (line.text("sentence_good"), line.text("sentence_bad"))
-            return Question("", options, 0, uid if isinstance(uid, str) else part)
+    def make(line: Line) -> Question:
+        uid = line.fields.get("UID")
+        options = (line.text("sentence_good"), line.text("sentence_bad"))
+        return Question("", options, 0, uid if isinstance(uid, str) else line.file.stem)
 
-        found, wrong = read(records(file), make, skip_bad=settings.skip_bad, limit=_left(settings, questions))
-        questions, bad = questions + found, bad + wrong
+    questions, bad = read(chain.from_iterable(map(records, files)), make, skip_bad=settings.skip_bad, limit=settings.limit)
     return _result("blimp", judged, place, settings, (questions, bad, files))
 
 
@@ -93,16 +90,8 @@ def choice(judged: Judged, place: Path, settings: Settings) -> Result:
     """Questions in .jsonl: `question` (or context, prompt, ctx), `choices` (or options, endings) and `answer` (or label, answerKey,
     gold): the right one's number from 0, letter or text."""
     files = found_in(place, "*.jsonl", "*.json")
-    questions: list[Question] = []
-    bad = 0
-    for file in files:
-        found, wrong = read(records(file), _plain, skip_bad=settings.skip_bad, limit=_left(settings, questions))
-        questions, bad = questions + found, bad + wrong
+    questions, bad = read(chain.from_iterable(map(records, files)), _plain, skip_bad=settings.skip_bad, limit=settings.limit)
     return _result("choice", judged, place, settings, (questions, bad, files))
-
-
-def _left(settings: Settings, questions: Sequence[Question]) -> int | None:
-    return None if settings.limit is None else settings.limit - len(questions)
 
 
 def _plain(line: Line) -> Question:
@@ -201,7 +190,8 @@ def _sit(kind: str, judged: Judged, place: Path, settings: Settings) -> Result:
             text, letter = _asked(line, own)
             return Question(head + text, tuple(f" {one}" for one in _LETTERS[:4]), _LETTERS.index(letter), subject)
 
-        found, wrong = read(records(file, own.columns), make, skip_bad=settings.skip_bad, limit=_left(settings, questions))
+        left = None if settings.limit is None else settings.limit - len(questions)
+        found, wrong = read(records(file, own.columns), make, skip_bad=settings.skip_bad, limit=left)
         questions, bad = questions + found, bad + wrong
     result = _result(kind, judged, place, settings, (questions, bad, used), shots=shots)
     if shots and len(used) == len(files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,7 @@ def classification(judged: Judged, place: Path, settings: Settings) -> Result:
             label = names[int(label)]
         return line.text("text", "sentence"), label
 
-    asked: list[tuple[str, str]] = []
-    bad = 0
-    for file in files:
-        left = None if settings.limit is None else settings.limit - len(asked)
-        found, wrong = read(records(file), make, skip_bad=settings.skip_bad, limit=left)
-        asked, bad = asked + found, bad + wrong
+    asked, bad = read(chain.from_iterable(map(records, files)), make, skip_bad=settings.skip_bad, limit=settings.limit)
     some(asked, place)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
@@ -118,13 +114,8 @@ def ner(judged: Judged, place: Path, settings: Settings) -> Result:
     """Names in texts, in IOB2: `tokens` and `labels` in .jsonl, or a token and its label a line in .txt, .conll or .bio, texts apart
     by empty lines. Precision, recall and F1 of whole entities, by type and bounds (conlleval's, seqeval's), and F1 of each type."""
     files = found_in(place, "*.jsonl", "*.conll", "*.bio", "*.txt")
-    asked: list[tuple[list[str], list[str]]] = []
-    bad = 0
-    for file in files:
-        lines = records(file) if file.suffix == ".jsonl" else _columns(file)
-        left = None if settings.limit is None else settings.limit - len(asked)
-        found, wrong = read(lines, _labelled, skip_bad=settings.skip_bad, limit=left)
-        asked, bad = asked + found, bad + wrong
+    lines = chain.from_iterable(records(file) if file.suffix == ".jsonl" else _columns(file) for file in files)
+    asked, bad = read(lines, _labelled, skip_bad=settings.skip_bad, limit=settings.limit)
     some(asked, place)
     written = [_joined(tokens) for tokens, _ in asked]
     answers = tag(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,8 @@ def _pairs(
 ) -> tuple[list[tuple[str, str]], int, list[Path]]:
     """Inputs and references of .jsonl, .csv or .tsv files with a head, how many lines were bad, and the files."""
     files = found_in(place, "*.jsonl", "*.csv", "*.tsv")
-    found: list[tuple[str, str]] = []
-    bad = 0
-    for file in files:
-        left = None if settings.limit is None else settings.limit - len(found)
-        own, wrong = read(records(file), lambda line: (line.text(*names[0]), line.text(*names[1])), skip_bad=settings.skip_bad, limit=left)
-        found, bad = found + own, bad + wrong
+    lines = chain.from_iterable(map(records, files))
+    found, bad = read(lines, lambda line: (line.text(*names[0]), line.text(*names[1])), skip_bad=settings.skip_bad, limit=settings.limit)
     some(found, place)
     return found, bad, files
 
@@ -155,12 +152,7 @@ def gsm8k(judged: Judged, place: Path, settings: Settings) -> Result:
             raise line.error("expected an answer that ends in '#### ' and a number")
         return line.text("question"), answer
 
-    asked: list[tuple[str, str]] = []
-    bad = 0
-    for file in files:
-        left = None if settings.limit is None else settings.limit - len(asked)
-        own, wrong = read(records(file), make, skip_bad=settings.skip_bad, limit=left)
-        asked, bad = asked + own, bad + wrong
+    asked, bad = read(chain.from_iterable(map(records, files)), make, skip_bad=settings.skip_bad, limit=settings.limit)
     some(asked, place)
     worked = files[0].with_name("train.jsonl")
     shots = _SHOTS if settings.shots is None else settings.shots
