@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from triform.cli import run
+from triform.config.files import cache_folder
 from triform.data import cache, catalogue, index
-from triform.data.cache import cache_folder, tree_hash, unpack
+from triform.data.cache import tree_hash, unpack
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -105,3 +106,13 @@ def _finish(folder: Path, ready: Path) -> None:
             os.replace(path, folder / path.name)
     (ready / _NAMES).unlink()
     ready.rmdir()
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds, as plain data. Raises ValueError that names the file where it is not YAML in UTF-8."""
+    import yaml
+
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None

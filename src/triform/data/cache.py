@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from triform.config.files import cache_folder as cache_folder
-
 _LARGEST_MEMBER = 256 * 2**20
 
 

@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from .cache import cache_folder, file_hash, new_folder, tree_hash, unpack
+from triform.config.files import cache_folder
+
+from .cache import file_hash, new_folder, tree_hash, unpack
 from .index import download_archive, download_wheel
 
 

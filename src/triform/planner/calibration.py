@@ -9,8 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from triform import config
-from triform.config.files import replacing
-from triform.data.cache import cache_folder
+from triform.config.files import cache_folder, replacing
 
 from .machine import fingerprint, read_json
 from .setting import Setting

@@ -18,8 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triform.config.files import replacing
-from triform.data.cache import cache_folder
+from triform.config.files import cache_folder, replacing
 
 from .hardware import Card, Fleet, Kind, card
 

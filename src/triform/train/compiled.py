@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from triform.data.cache import cache_folder
+from triform.config.files import cache_folder
 from triform.nn import Stack
 
 

@@ -9,8 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from triform.config.files import replacing
-from triform.data.cache import cache_folder
+from triform.config.files import cache_folder, replacing
 from triform.nn.products import Products, works
 from triform.planner.machine import fingerprint, read_json
 

@@ -12,8 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from triform import config
-from triform.config.files import replacing
-from triform.data.cache import cache_folder
+from triform.config.files import cache_folder, replacing
 from triform.data.card import DataCard
 from triform.data.mixture import Mixture
 from triform.data.normalize import Normalized

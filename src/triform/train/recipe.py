@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from triform import config, hub
+from triform.config.files import read_yaml
 from triform.config.spec import at_least, spec
 from triform.data.cleaning import Clean, WeightedSource
 from triform.nn.recompute import Recompute
@@ -287,10 +288,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         file = Path(source)
         if not file.is_file():
             raise ValueError(f"{file}: expected a recipe file, found none")
-        try:
-            data = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
+        data = read_yaml(file)
     try:
         recipe = cast(Recipe, config.from_dict(Recipe, data))
     except ValueError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from triform.config.files import read_yaml
 
 from .metrics import read_metrics
 from .state import is_running
@@ -130,10 +130,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise ValueError(f"{folder}: expected the folder of a run, with a recipe.yaml, found none")
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
+    found = read_yaml(file)
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected a recipe, got {type(found).__name__}")
     return {name: value if isinstance(value, dict) or name in ("model", "set") else {} for name, value in found.items()}
