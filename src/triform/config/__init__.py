@@ -1,5 +1,6 @@
 """What a model is, as data: parts (`spec`), plain data and overrides (`serial`), named models (`presets`)."""
 
+from .adapter import Adapter
 from .model import AnswerSpan, Classify, ClassifyTokens, DualEncoder, Embed, Head, Init, LanguageModel, Model, Pooling, Transformer
 from .presets import preset, presets, read, resolve, save, source
 from .serial import from_dict, to_dict, with_overrides
@@ -26,7 +27,7 @@ from .spec import (
 )
 
 __all__ = [
-    "Activation", "Alibi", "AnswerSpan", "Attention", "Block", "Bucketed", "Classify", "ClassifyTokens", "DualEncoder", "Embed",
+    "Activation", "Adapter", "Alibi", "AnswerSpan", "Attention", "Block", "Bucketed", "Classify", "ClassifyTokens", "DualEncoder", "Embed",
     "Experts", "FeedForward", "Head", "Init", "LanguageModel", "LayerNorm", "Learned", "Linear", "Llama3", "Model", "Norm",
     "Patches", "Pooling", "RMSNorm", "Rotary", "Sinusoidal", "Stack", "Tokens", "Transformer", "Yarn",
     "from_dict", "preset", "presets", "read", "resolve", "save", "source", "to_dict", "with_overrides",

@@ -1,5 +1,6 @@
 """The core: one attention, one block, one stack, one Transformer."""
 
+from .adapter import add_adapter, merge_adapter, remove_adapter, without_adapter
 from .attention import Attention, Trace
 from .cache import Cache
 from .feedforward import Experts, FeedForward, Routing
@@ -12,5 +13,6 @@ from .stack import Block, Stack
 
 __all__ = [
     "IGNORE", "Attention", "Aux", "Block", "Cache", "DualEncoder", "Experts", "FeedForward", "Layout", "Output", "Recompute",
-    "Routing", "Stack", "Trace", "Transformer", "build", "initialize", "linear_cross_entropy", "recomputing",
+    "Routing", "Stack", "Trace", "Transformer", "add_adapter", "build", "initialize", "linear_cross_entropy", "merge_adapter",
+    "recomputing", "remove_adapter", "without_adapter",
 ]  # fmt: skip

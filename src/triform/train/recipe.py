@@ -161,8 +161,9 @@ class TrainRecipe:
     or of the best validation. validation_batches: how many batches of the held-out samples,
     spread evenly over them, are scored each time; None: all. start: a model to begin from, by
     the folder, the file or the name that `hub.load` takes: its stacks, and its head where
-    this model's is alike. track: who is told the metrics beside the run's own files. samples: what the model makes of prompts as
-    it learns.
+    this model's is alike. adapter: what is trained beside that model's weights, which then stay as they are
+    (see `triform.config.Adapter`). track: who is told the metrics beside the run's own files. samples: what the model
+    makes of prompts as it learns.
     """
 
     steps: int
@@ -198,6 +199,7 @@ class TrainRecipe:
     guard: Guard | None = None
     export: Literal["last", "best"] = "last"
     start: str | None = None
+    adapter: config.Adapter | None = None
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     samples: SampleRecipe | None = None
     seed: int = 0
@@ -223,6 +225,10 @@ class TrainRecipe:
         for name in ("floor", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.adapter is not None and self.start is None:
+            raise ValueError("adapter: expected train.start beside it, the model whose weights stay as they are, got nothing")
+        if self.adapter is not None and self.precision == "fp8":
+            raise ValueError("adapter: expected a precision other than fp8, whose layers take no adapter; choose bf16")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a share between 0 and 1, such as 0.999, or null, got {self.ema}")
 
