@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .split import Row, document_hash
 
@@ -19,10 +18,10 @@ class Mixture(Iterable[Row]):
     parts: Sequence[tuple[Iterable[Row], float]]
     seed: int = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Row]:
         for rows, weight in self.parts:
             whole, rest = int(weight), weight - int(weight)
             for _ in range(whole):
-                yield from map(dict, rows)
+                yield from rows
             if rest:
-                yield from (dict(row) for row in rows if document_hash(row, self.seed) < rest)
+                yield from (row for row in rows if document_hash(row, self.seed) < rest)

@@ -12,6 +12,7 @@ from typing import Any
 from triform.text.training import without_surrogates
 
 from .cleaning import Normalize
+from .rows import Row, like
 
 _INVISIBLE = (0xAD, 0x200B, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROL = dict.fromkeys((*range(9), *range(0xB, 0x20), *range(0x7F, 0xA0), *_INVISIBLE))
@@ -55,14 +56,14 @@ def versions(how: Normalize) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Normalized(Iterable[dict[str, Any]]):
+class Normalized(Iterable[Row]):
     """Rows with the text of some columns normalised; each pass reads them anew."""
 
     rows: Iterable[Mapping[str, Any]]
     how: Normalize
     columns: Sequence[str]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Row]:
         for row in self.rows:
             texts = {name: normalize(row[name], self.how) for name in self.columns if isinstance(row.get(name), str)}
-            yield {**row, **texts}
+            yield like(row, {**row, **texts})

@@ -30,6 +30,7 @@ from .duplicates import Seen
 from .judge import Judge, Judged, judge_all
 from .normalize import versions
 from .overlap import EvaluationSet, read_evaluation_sets
+from .rows import BadRows, Row
 from .shards import fingerprint
 from .sources import By, Source, open_source
 
@@ -38,7 +39,7 @@ FILE_CHARACTERS = 8_000_000  # read for one file of text
 CACHE_KIB = 32 * 2**10  # of the database, in memory
 BATCH_ROWS, BATCH_CHARACTERS = 256, 500_000
 _MANIFEST, _STATE = "manifest.json", "state.sqlite"
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ class Cleaned:
 class _Kept(Iterable[dict[str, Any]]):
     files: list[Path]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Row]:
         for file in self.files:
             with file.open("rb") as stream:
-                yield from map(json.loads, stream)
+                for number, line in enumerate(stream, 1):
+                    yield Row(json.loads(line), f"{file}, line {number}")
 
 
 def prepare(
@@ -89,6 +91,7 @@ def prepare(
     by: By = "line",
     workers: int = 1,
     progress: bool = True,
+    bad: BadRows | None = None,
 ) -> Cleaned:
     """Normalise, filter and deduplicate the documents of `sources`, in their order, and write the rest into a folder.
 
@@ -100,11 +103,12 @@ def prepare(
     by: what is a document of a .txt file.
     workers: processes that judge documents; with more than one a script needs `if __name__ == "__main__":`. The result is the same.
     progress: a bar on standard error, where that is a terminal.
+    bad: as `open_source` takes it.
 
     Raises ValueError for a source that cannot be read, when nothing is left, and for a folder that holds something else.
     """
     clean, folder = clean or Clean(), Path(folder)
-    opened = [open_source(each if isinstance(each, str) else each.source, text=None, by=by) for each in sources]
+    opened = [open_source(each if isinstance(each, str) else each.source, text=None, by=by, bad=bad) for each in sources]
     facts = _facts(opened, clean, by)
     _claim(folder)
     with FileLock(folder / ".lock"):
@@ -188,7 +192,7 @@ def length_bin(size: int) -> int:
     return int(2 * math.log2(size)) if size else 0
 
 
-def _line(row: Row) -> bytes:
+def _line(row: Fields) -> bytes:
     return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
 
 
@@ -269,17 +273,18 @@ class _Preparation:
         state.execute("COMMIT")
 
 
-def _checked(source: Source, columns: Sequence[str]) -> Iterator[Row]:
-    for number, row in enumerate(source, 1):
-        for name in columns:
-            if not isinstance(row.get(name), str):
-                has = ", ".join(map(repr, row))
-                raise ValueError(f"{source.spec}: row {number} has no text in the column {name!r}, but {has} (set data.clean.columns)")
-        yield row
+def _checked(source: Source, columns: Sequence[str]) -> Iterator[Fields]:
+    for row in source:
+        lacking = next((name for name in columns if not isinstance(row.get(name), str)), None)
+        if lacking is None:
+            yield row
+        else:
+            has = ", ".join(map(repr, row))
+            source.bad.add(ValueError(f"no text in the column {lacking!r}, but {has} (set data.clean.columns)"), row.place)
 
 
-def _batches(rows: Iterator[Row], columns: Sequence[str]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
+def _batches(rows: Iterator[Fields], columns: Sequence[str]) -> Iterator[list[Fields]]:
+    batch: list[Fields] = []
     size = 0
     for row in rows:
         batch.append(row)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from .rows import like
+
 Row = Mapping[str, Any]
 Transform = Callable[[Row], Iterable[Row]]
 
@@ -75,4 +77,4 @@ class Transformed(Iterable[Row]):
             yield from rows
             return
         for row in rows:
-            yield from self._through(transforms[0](row), transforms[1:])
+            yield from self._through((like(row, made) for made in transforms[0](row)), transforms[1:])

@@ -104,30 +104,58 @@ def encode(tokenizer: Tokenizer, rendered: Rendered) -> EncodedChat:
 
 
 def encode_turns(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    after: int = 0,
+    **variables: Any,
 ) -> EncodedChat:
     """A whole conversation, to train on, with the assistant's tokens told apart.
 
     They are what the template's {% generation %} blocks hold. Without such blocks they are what each assistant's message adds to
-    the conversation before it with its generation prompt: the message and what ends its turn.
-    Raises ValueError where a template writes earlier turns differently once later ones are there.
+    the conversation before it with its generation prompt: the message and what ends its turn. after: only its messages after the
+    first so many count. Raises ValueError where a template writes what stands before a message differently once others follow.
     """
     rendered = render(tokenizer, messages, generation_prompt=False, tools=tools, variables=variables)
+    wrote = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if rendered.assistant is not None:
-        return encode(tokenizer, rendered)
-    spans = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = render(tokenizer, messages[:number], generation_prompt=True, tools=tools, variables=variables).marked
-        after = render(tokenizer, messages[: number + 1], generation_prompt=False, tools=tools, variables=variables).marked
-        if not (after.startswith(before) and rendered.marked.startswith(after)):
-            raise ValueError(
-                "the chat template does not say which text is the assistant's: it writes a turn differently once others follow; "
-                "put {% generation %} and {% endgeneration %} around what the assistant writes"
-            )
-        spans.append((len(before), len(after)))
+        spans = rendered.assistant
+        if after and len(spans) != len(wrote):
+            raise ValueError(f"the chat template writes {len(spans)} {{% generation %}} blocks for {len(wrote)} messages of the assistant")
+        spans = spans[len([number for number in wrote if number < after]) :]
+    else:
+        stops = _pattern_of(tokenizer.tokens(tokenizer.ends))
+        spans = []
+        for number in wrote:
+            if number < after:
+                continue
+            before = render(tokenizer, messages[:number], generation_prompt=True, tools=tools, variables=variables).marked
+            whole = render(tokenizer, messages[: number + 1], generation_prompt=False, tools=tools, variables=variables).marked
+            spans.append((len(before), _end(rendered.marked, before, whole, stops)))
     return encode(tokenizer, Rendered(rendered.text, rendered.marked, spans))
+
+
+def _pattern_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)) if tokens else "(?!)")
+
+
+def _end(marked: str, before: str, whole: str, stops: re.Pattern[str]) -> int:
+    """Where an assistant's turn ends in a conversation.
+
+    before: the conversation up to the turn, whole: with it. Some templates drop the thoughts of a turn once others follow; then it
+    ends at the first token that ends turns, which no message can spell out.
+    """
+    if marked.startswith(before):
+        if marked.startswith(whole) and whole.startswith(before):
+            return len(whole)
+        found = stops.search(marked, len(before))
+        if found is not None:
+            return found.end()
+    raise ValueError(
+        "the chat template does not say which text is the assistant's: it writes a turn differently once others follow; "
+        "put {% generation %} and {% endgeneration %} around what the assistant writes"
+    )
 
 
 def _messages(messages: Any) -> Sequence[Any]:

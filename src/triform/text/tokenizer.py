@@ -50,7 +50,7 @@ class Tokenizer:
     tokens by what they are for; `training` says, for a tokenizer trained here, what text it saw.
 
     chat_templates: templates (Jinja) that write a conversation, by name; "default" is `chat_template`.
-    ends: ids that end a generation: eos, and what ends a turn by the chat template that the tokenizer was loaded with.
+    ends: ids that end a generation: eos, and what ends a turn by the chat templates.
     start: ids that an encoder-decoder's decoder begins with, [] where that is not said.
     length: the most tokens that the model takes, or None.
 
@@ -210,6 +210,13 @@ class Tokenizer:
         self.chat_templates.pop("default", None)
         if template is not None:
             self.chat_templates["default"] = template
+            self._end_at_turns()
+
+    def _end_at_turns(self) -> None:
+        """A generation ends with a turn too, by the tokens that the chat templates end it with."""
+        written = "".join(self.chat_templates.values())
+        ends = [self.id(token) for token in _TURN_ENDS if token in written]
+        self.ends += [end for end in ends if end is not None and end not in self.ends]
 
     def render_chat(
         self,
@@ -281,9 +288,7 @@ class Tokenizer:
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         tokenizer = cls(loaded.backend, loaded.roles or None, read_json(folder / "training.json"))
         tokenizer.chat_templates, tokenizer.length = dict(loaded.chat_templates), loaded.length
-        written = "".join(loaded.chat_templates.values())
-        ends = [tokenizer.id(token) for token in _TURN_ENDS if token in written]
-        tokenizer.ends += [end for end in ends if end is not None and end not in tokenizer.ends]
+        tokenizer._end_at_turns()
         return tokenizer
 
 
