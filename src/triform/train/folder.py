@@ -17,9 +17,9 @@ from .recipe import Recipe
 from .track import IDENTITY
 
 _PARTS = ("tokenizer", "data", "checkpoints", "model")
-SKIPPED, SAMPLES = "skipped.jsonl", "samples.jsonl"
+SKIPPED, SAMPLES, BAD = "skipped.jsonl", "samples.jsonl", "bad_rows.jsonl"
 _FILES = (
-    "metrics.jsonl", SKIPPED, SAMPLES, "curves.svg", "result.json", "plan.json", "forecast.json", "tensorboard", "wandb", IDENTITY,
+    "metrics.jsonl", SKIPPED, SAMPLES, BAD, "curves.svg", "result.json", "plan.json", "forecast.json", "tensorboard", "wandb", IDENTITY,
 )  # fmt: skip
 
 

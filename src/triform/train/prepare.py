@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from triform.data.pipeline import prepare as clean_text
 from triform.data.shards import find, fingerprint
 from triform.data.shards import prepare as prepare_shards
 from triform.data.sources import open_source
+from triform.data.rows import BadRows
 from triform.data.split import split
 from triform.data.transform import Transformed
 from triform.objectives import Objective, Samples, build_objective, reads_text
 from triform.text import Tokenizer, train_tokenizer
+from triform.text.templates import read_template
 
-from .folder import sweep
-from .recipe import DataRecipe, Recipe
+from .folder import BAD, sweep
+from .recipe import DataRecipe, Recipe, TokenizerRecipe
 
 Row = Mapping[str, Any]
 _NOTE = "settings.json"
@@ -58,24 +61,35 @@ def prepared_folder(data: DataRecipe, text: str | None = None) -> Path:
     return Path(data.folder) if data.folder else cache_folder() / "prepared" / (text or text_fingerprint(data))[:16]
 
 
-def cleaned(data: DataRecipe, text: str | None = None, *, workers: int = 1, progress: bool = True) -> Cleaned | None:
+def bad_rows(data: DataRecipe) -> BadRows:
+    """Who is told of a recipe's bad rows, and leaves them out where it says so."""
+    return BadRows(data.skip_bad, "; mend it, or leave such rows out with data.skip_bad=true")
+
+
+def cleaned(
+    data: DataRecipe, text: str | None = None, *, workers: int = 1, progress: bool = True, bad: BadRows | None = None
+) -> Cleaned | None:
     """The cleaned documents of a recipe, made where they are not there yet; None where it does not ask for cleaning."""
     if data.clean is None:
         return None
-    return clean_text(data.sources, prepared_folder(data, text), data.clean, by=data.by, workers=workers, progress=progress)
+    folder, bad = prepared_folder(data, text), bad_rows(data) if bad is None else bad
+    return clean_text(data.sources, folder, data.clean, by=data.by, workers=workers, progress=progress, bad=bad)
 
 
-def splits(data: DataRecipe, text: str | None = None, *, progress: bool = True) -> tuple[Iterable[Row], Iterable[Row] | None]:
+def splits(
+    data: DataRecipe, text: str | None = None, *, progress: bool = True, bad: BadRows | None = None
+) -> tuple[Iterable[Row], Iterable[Row] | None]:
     """The training rows and the validation rows, None where none is held out; both can be read again.
 
-    text: the data's `text_fingerprint`, where it is known already.
+    text: the data's `text_fingerprint`, where it is known already. bad: who is told of rows that cannot be read.
     """
-    made = cleaned(data, text, progress=progress)
-    opened = [open_source(each.source, text=None, by=data.by) for each in data.sources] if made is None else made.parts()
+    bad = bad_rows(data) if bad is None else bad
+    made = cleaned(data, text, progress=progress, bad=bad)
+    opened = [open_source(each.source, text=None, by=data.by, bad=bad) for each in data.sources] if made is None else made.parts()
     weights = [each.weight for each in data.sources]
     rows: Iterable[Row] = opened[0] if weights == [1] else Mixture(list(zip(opened, weights, strict=True)), data.seed)
     if data.validation_source is not None:
-        held: Iterable[Row] = open_source(data.validation_source, text=None, by=data.by)
+        held: Iterable[Row] = open_source(data.validation_source, text=None, by=data.by, bad=bad)
         if data.clean is not None and data.clean.normalize is not None:
             held = Normalized(held, data.clean.normalize, data.clean.columns)
         return Transformed(rows, data.transform), Transformed(held, data.transform)
@@ -83,32 +97,43 @@ def splits(data: DataRecipe, text: str | None = None, *, progress: bool = True) 
     return Transformed(parts.train, data.transform), None if parts.validation is None else Transformed(parts.validation, data.transform)
 
 
-def _texts(rows: Iterable[Row], fields: Iterable[str]) -> Iterator[str]:
+def _fields(objective: Any) -> list[str]:
+    """The fields of text that an objective names; its own name where it says itself which texts a row has."""
+    if hasattr(objective, "texts"):
+        return [type(objective).__name__]
+    return [getattr(objective, name) for name in ("text", "source", "target") if hasattr(objective, name)]
+
+
+def _texts(rows: Iterable[Row], objective: Any, bad: BadRows) -> Iterator[str]:
+    """The texts of rows, for a tokenizer to be trained on."""
+    own, fields = getattr(objective, "texts", None), _fields(objective)
     for row in rows:
-        for name in fields:
-            if isinstance(row.get(name), str):
-                yield row[name]
+        if own is not None:
+            yield from bad.made([row], lambda some: own(some[0]))
+        else:
+            yield from (row[name] for name in fields if isinstance(row.get(name), str))
 
 
-def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, folder: Path, ready: Path) -> Tokenizer:
+def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, places: tuple[Path, Path], bad: BadRows) -> Tokenizer:
+    """The tokenizer of a recipe; places: where the run keeps what it trains, and where prepared data have theirs."""
     wanted = recipe.tokenizer
     if wanted.path is not None:
-        return _with_added(Tokenizer.load(wanted.path), wanted.add)
-    fields = [getattr(recipe.objective, name) for name in ("text", "source", "target") if hasattr(recipe.objective, name)]
-    made_from = {"tokenizer": config.to_dict(wanted, defaults=True), "fields": fields, "text": text}
+        return _finished(Tokenizer.load(wanted.path), wanted)
+    folder, ready = places
+    made_from = {"tokenizer": config.to_dict(wanted, defaults=True), "fields": _fields(recipe.objective), "text": text}
     if _noted(folder) == made_from:
         return Tokenizer.load(folder)
     if _noted(ready) == made_from:
         found = Tokenizer.load(ready)
     else:
         trained = train_tokenizer(
-            _texts(rows, fields),
+            _texts(rows, recipe.objective, bad),
             kind=wanted.kind,
             vocab_size=wanted.vocab_size,
             min_frequency=wanted.min_frequency,
             sentinels=wanted.sentinels,
         )
-        found = _with_added(trained, wanted.add)
+        found = _finished(trained, wanted)
     found.save(folder)
     with replacing(folder / _NOTE) as file:
         file.write_text(json.dumps(made_from), encoding="utf-8")
@@ -121,9 +146,11 @@ def _noted(folder: Path) -> Any:
     return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
 
 
-def _with_added(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
-    """A fresh tokenizer with more special tokens after its last one."""
-    tokenizer.backend.add_special_tokens([name for name in names if tokenizer.id(name) is None])
+def _finished(tokenizer: Tokenizer, wanted: TokenizerRecipe) -> Tokenizer:
+    """A fresh tokenizer with more special tokens after its last one, and its chat template."""
+    tokenizer.backend.add_special_tokens([name for name in wanted.add if tokenizer.id(name) is None])
+    if wanted.chat_template is not None:
+        tokenizer.chat_template = read_template(wanted.chat_template, tokenizer)
     return tokenizer
 
 
@@ -151,9 +178,11 @@ def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -
     Raises ValueError for a source that cannot be read or is empty, a vocabulary larger than
     the text allows, or a model that cannot be trained so.
     """
-    ready = prepared_folder(recipe.data, text)
-    train, validation = splits(recipe.data, text, progress=progress)
-    tokenizer = _tokenizer(recipe, train, text, folder / "tokenizer", ready / "tokenizer") if reads_text(recipe.objective) else None
+    ready, bad = prepared_folder(recipe.data, text), bad_rows(recipe.data)
+    train, validation = splits(recipe.data, text, progress=progress, bad=bad)
+    tokenizer = None
+    if reads_text(recipe.objective):
+        tokenizer = _tokenizer(recipe, train, text, (folder / "tokenizer", ready / "tokenizer"), bad)
     objective = build_objective(recipe.objective, tokenizer)
     objective.check(recipe.architecture(objective.vocab_size))
     settings = config.to_dict(recipe.objective, defaults=True)
@@ -168,9 +197,21 @@ def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -
         if shards is None:
             total = _expected(recipe.data, ready, name)
             place = folder / "data" / name
-            shards = prepare_shards(rows, objective.encode, place, made_from, vocab_size=sizes, progress=progress, total=total)
+
+            def encode(rows: Sequence[Row]) -> list[dict[str, Sequence[int]]]:
+                return bad.made(rows, objective.encode)
+
+            shards = prepare_shards(rows, encode, place, made_from, vocab_size=sizes, progress=progress, total=total)
         parts[name] = objective.samples(shards)
+    _tell(bad, folder / BAD)
     return Prepared(objective, parts["train"], parts["validation"])
+
+
+def _tell(bad: BadRows, file: Path) -> None:
+    """Say how many rows were left out, and put them on record; a run that goes on with its shards reads none, and keeps the record."""
+    if len(bad):
+        bad.write(file)
+        print(f"{len(bad):,} bad rows are left out, listed in {file}; the first: {bad.first}", file=sys.stderr)
 
 
 def _expected(data: DataRecipe, ready: Path, name: str) -> int | None:

@@ -21,7 +21,8 @@ from triform.objectives import ObjectiveSpec
 class TokenizerRecipe:
     """A tokenizer's folder in `path`, or what to train on the run's own training text.
 
-    add: names of special tokens to put after its last one.
+    add: names of special tokens to put after its last one. chat_template: how conversations are written, instead of as the
+    tokenizer says: a file (Jinja), or "chatml" or "plain" (see `triform.text.templates`).
     """
 
     path: str | None = None
@@ -30,6 +31,7 @@ class TokenizerRecipe:
     min_frequency: int = 1
     sentinels: int = 0
     add: tuple[str, ...] = ()
+    chat_template: str | None = None
 
 
 @spec
@@ -42,7 +44,8 @@ class DataRecipe:
     them are held out: a share, or how many, chosen by their content. clean: what is done to the
     documents before that (see `triform.data.cleaning`); those of validation_source are normalised
     only. `transform` names what happens to the rows after that (see `triform.data.transform`).
-    folder: where prepared data are kept, instead of in the cache.
+    folder: where prepared data are kept, instead of in the cache. skip_bad: rows that cannot be read or trained on are left out
+    and counted (see `triform.data.rows`); otherwise the first one, which is told with its file and line, ends the run.
     """
 
     source: str | tuple[str | WeightedSource, ...]
@@ -54,6 +57,7 @@ class DataRecipe:
     validation: int | float = 0.05
     tail: int | None = None
     seed: int = 0
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if not self.source:
