@@ -26,6 +26,8 @@ from triform.planner.calibration import Calibration, remember
 from triform.planner.machine import measure
 from triform.planner.setting import Setting
 
+from .allocator import keeping_memory
+from .checkpoint import kept
 from .loop import Trainer
 from .offload import check_offload
 from .outlook import device_here, setting_of
@@ -77,13 +79,15 @@ def calibrate(
     if isinstance(what, Recipe):
         with _place(folder) as place:
             trainer = Trainer(what, place, progress=report is not None)
-            found = _measure(trainer, trainer.train.step, what.train.steps, seconds, say, trainer=trainer)
+            with keeping_memory():
+                found = _measure(trainer, trainer.train.step, what.train.steps, seconds, say, trainer=trainer)
             remember(trainer.spec, setting_of(what, trainer.spec, trainer.precision), found)
         return found
     if setting is None:
         raise ValueError("calibrate: expected a setting beside a model; a recipe has its own")
     steps = _rehearsal(what, setting)
-    found = _measure(steps, lambda step: _random_batches(what, setting, step), 1_000_000, seconds, say)
+    with keeping_memory():
+        found = _measure(steps, lambda step: _random_batches(what, setting, step), 1_000_000, seconds, say)
     remember(what, setting, found)
     return found
 
@@ -190,7 +194,7 @@ def _rest(trainer: Trainer, seconds: float) -> tuple[float, float]:
         trainer.evaluate(islice(trainer.validation.once(most), stride // 2, None, stride))
         validation = (time.perf_counter() - start) * whole / len(range(stride // 2, whole, stride))
     # What a checkpoint holds, written beside where it will be.
-    tensors = {f"model/{name}": tensor.detach() for name, tensor in trainer.model.named_parameters()} | trainer.optimizer.state()
+    tensors = {f"model/{name}": tensor for name, tensor in kept(trainer.model).items()} | trainer.optimizer.state()
     with tempfile.TemporaryFile(dir=trainer.folder) as file:
         start = time.perf_counter()
         file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
