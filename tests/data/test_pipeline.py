@@ -149,7 +149,7 @@ def test_what_is_there_is_used_again_and_another_folder_is_left_alone(tmp_path, 
     ("rows", "clean", "says"),
     [
         ([{"text": "短"}], Clean(), r"none of 1 documents is left \(too short 1\)"),
-        ([{"body": "短"}], Clean(), "row 1 has no text in the column 'text', but 'body'"),
+        ([{"body": "短"}], Clean(), "line 1: no text in the column 'text', but 'body'"),
         ([{"text": 3}], Clean(), "no text in the column 'text'"),
     ],
 )

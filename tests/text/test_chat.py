@@ -110,8 +110,7 @@ def test_the_template_says_what_the_assistant_wrote(pair):
         encoded = chat.encode_turns(ours, talk)
         assert encoded.ids == ours.encode_chat(talk, generation_prompt=False)
         mine = ours.decode([i for i, own in zip(encoded.ids, encoded.assistant, strict=True) if own], skip_special=False)
-        end = "<|im_end|>" if name == "generation" else "<|im_end|>\n"
-        assert mine == f" the dog.\n{end}天下<|im_end|>{end}"
+        assert mine == " the dog.\n<|im_end|>天下<|im_end|><|im_end|>"
     theirs.chat_template = TEMPLATES["generation"]
     expected = theirs.apply_chat_template(talk[:-2], return_assistant_tokens_mask=True, return_dict=True)
     ours.chat_template = TEMPLATES["generation"]

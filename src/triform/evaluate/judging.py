@@ -12,6 +12,7 @@ import numpy as np
 
 from triform.generate.classify import classify as judge
 from triform.generate.tag import tag
+from triform.text.segment import joined
 
 from .files import BadLine, Line, found_in, read, records, some, text_of
 from .statistics import Array, Metric
@@ -117,7 +118,7 @@ def ner(judged: Judged, place: Path, settings: Settings) -> Result:
     lines = chain.from_iterable(records(file) if file.suffix == ".jsonl" else _columns(file) for file in files)
     asked, bad = read(lines, _labelled, skip_bad=settings.skip_bad, limit=settings.limit)
     some(asked, place)
-    written = [_joined(tokens) for tokens, _ in asked]
+    written = [joined(tokens) for tokens, _ in asked]
     answers = tag(
         judged.model, judged.tokenizer, [text for text, _ in written], judged.task.get("labels"), length=judged.task.get("length"),
         on_batch=_told(settings, len(asked)),
@@ -197,18 +198,6 @@ def _labelled(line: Line) -> tuple[list[str], list[str]]:
         if not isinstance(label, str) or not re.fullmatch(r"O|[BI]-.+", label):
             raise line.error(f"expected labels such as O, B-PER and I-PER, got {str(label)[:40]!r}")
     return tokens, labels
-
-
-def _joined(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of tokens and their characters in it; blanks stand between those of scripts that have them."""
-    text = ""
-    places: list[tuple[int, int]] = []
-    for token in tokens:
-        if text and text[-1] < "\u2e80" and token[0] < "\u2e80":
-            text += " "
-        places.append((len(text), len(text) + len(token)))
-        text += token
-    return text, places
 
 
 def confusion_plot(result: Result, file: Path) -> None:

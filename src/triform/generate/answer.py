@@ -14,10 +14,10 @@ from torch import Tensor
 
 from triform.nn import Transformer
 from triform.text import Tokenizer
-from triform.text.framing import pair
+from triform.text.framing import pair, windows
 
 from .forms import Module, expect, listed
-from .judging import longest_row, outputs, windows
+from .judging import longest_row, outputs
 
 _TOKENS = 32  # spans of tokens that may be one of characters: of the bytes of a character each may begin it, and end it
 

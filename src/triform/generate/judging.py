@@ -69,12 +69,3 @@ def _shifted(net: Transformer, tokenizer: Tokenizer, ids: Tensor, mask: Tensor |
         return None, None
     start = (tokenizer.start or [decoder_start(tokenizer)])[0]
     return torch.cat((ids.new_full((len(ids), 1), start), ids[:, :-1]), dim=1), mask
-
-
-def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:
-    """Where to cut `length` tokens into windows of at most `room`, each of which repeats `overlap` tokens of the one before."""
-    found = [(0, min(length, room))]
-    while found[-1][1] < length:
-        start = found[-1][1] - overlap
-        found.append((start, min(length, start + room)))
-    return found

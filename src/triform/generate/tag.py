@@ -17,10 +17,10 @@ from torch import Tensor
 from triform import config
 from triform.nn import Transformer
 from triform.text import Tokenizer
-from triform.text.framing import judged
+from triform.text.framing import judged, windows
 
 from .forms import Module, expect, listed
-from .judging import longest_row, outputs, windows
+from .judging import longest_row, outputs
 
 Aggregate = Literal["none", "simple", "first", "average", "max"]
 _OUTSIDE = "O"

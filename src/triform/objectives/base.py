@@ -9,9 +9,13 @@ Shapes: B batch, T tokens, U target tokens.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +37,7 @@ class Batch:
     inputs (B, T) of ids, or pictures (B, C, S, S); mask (B, T), False where padding, or None where there is none;
     target and target_mask (B, U) for the decoder of an encoder-decoder, target (B, C, S, S) for
     the picture tower of a dual encoder; labels (B, T),
-    (B, U) or (B,), IGNORE where nothing is scored; layout.documents (B, T) where rows
+    (B, U) or (B,), IGNORE where nothing is scored, or numbers (B, L); layout.documents (B, T) where rows
     hold several documents; sentence (B,), the labels of a sentence head.
     """
 
@@ -46,9 +50,14 @@ class Batch:
     sentence: Tensor | None = None
 
     @property
+    def scored(self) -> int:
+        """Labels that are scored."""
+        return self.labels.numel() if self.labels.is_floating_point() else int((self.labels != IGNORE).sum())
+
+    @property
     def count(self) -> int:
-        """Labels that are scored: the loss' denominator."""
-        return int((self.labels != IGNORE).sum())
+        """The loss' denominator: the labels that are scored, unless an objective counts something else."""
+        return self.scored
 
     @property
     def tokens(self) -> int:
@@ -63,8 +72,8 @@ class Batch:
             return None if x is None else x.to(device, non_blocking=True)
 
         layout = None if self.layout is None else Layout(**{k: move(v) for k, v in vars(self.layout).items()})
-        rest = {k: move(v) for k, v in vars(self).items() if k != "layout"}
-        return Batch(**rest, layout=layout)  # type: ignore[arg-type]
+        rest = {k: move(v) if isinstance(v, Tensor) else v for k, v in vars(self).items() if k != "layout"}
+        return replace(self, **rest, layout=layout)
 
 
 def _read(x: Tensor, mask: Tensor | None) -> int:
@@ -78,12 +87,14 @@ class Loss:
     """What a batch costs.
 
     total: a scalar, summed over the batch's labels, to be divided by the whole step's count. metrics: sums over
-    the same labels. auxiliary: "load_balance" and "router_z" of models with experts, means over the batch's tokens.
+    the same labels, or over so many other things as `counts` says of each. auxiliary: "load_balance" and "router_z" of models
+    with experts, means over the batch's tokens.
     """
 
     total: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 class Samples:
@@ -105,6 +116,8 @@ class Objective(ABC):
     metric_names: tuple[str, ...] = ()
     reads_text = True
     cuts_rows = False  # whether a sample is a row of a stream, which may be cut anywhere
+    smooths = True  # whether its loss takes train.smoothing and train.z_loss
+    compares = False  # whether its samples need what the reference model says of them; see `reference`
     tokenizer: Tokenizer  # only where `reads_text`
 
     def __init__(self, spec: Any, tokenizer: Tokenizer | None) -> None:
@@ -119,8 +132,11 @@ class Objective(ABC):
 
     @property
     def fingerprint(self) -> str | None:
-        """The tokenizer's; None where no text is read."""
-        return self.tokenizer.fingerprint if self.reads_text else None
+        """The tokenizer's, and its chat templates' where it has any; None where no text is read."""
+        if not self.reads_text or not self.tokenizer.chat_templates:
+            return self.tokenizer.fingerprint if self.reads_text else None
+        written = json.dumps(self.tokenizer.chat_templates, sort_keys=True)
+        return hashlib.sha256(f"{self.tokenizer.fingerprint} {written}".encode()).hexdigest()
 
     @abstractmethod
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
@@ -142,9 +158,25 @@ class Objective(ABC):
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         """One batch; `seeds` holds one seed a sample for what is drawn at random, so that a batch can be made again."""
 
+    def example(self, sample: Sample) -> list[tuple[str, bool]] | None:
+        """A sample as runs of text, and whether each is learned, to be shown before training; None where that says nothing."""
+        return None
+
     @abstractmethod
     def check(self, model: config.Model) -> None:
         """Raise ValueError when the model cannot be trained so."""
+
+    def reference(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """What the model that a run begins with says of a batch: columns for its samples, of a number (nats) each."""
+        raise NotImplementedError(f"{type(self).__name__} needs no reference")
+
+    def attach(self, model: Any) -> None:
+        """Give the model what is trained along with it and is no part of it, before its optimizer is made."""
+
+    @contextmanager
+    def detached(self, model: Any) -> Iterator[None]:
+        """The model is without what `attach` gave it, as it is exported."""
+        yield
 
     def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
         """The language-model loss, made in chunks of the vocabulary; objectives with another head override it."""
@@ -152,6 +184,13 @@ class Objective(ABC):
         total = model.language_model_loss(out.hidden, batch.labels, smoothing=smoothing, z_loss=z_loss)
         metrics = {} if model.training else {"accuracy": token_accuracy(model, out.hidden, batch.labels)}
         return Loss(total, metrics, auxiliary(out))
+
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        """The loss (nats, of what `batch.count` counts) of a model to which all answers are alike; None where there is no such figure."""
+        if type(self).loss is not Objective.loss or not isinstance(model, config.Transformer):
+            return None
+        read = model.last.input
+        return math.log(read.vocab_size) if isinstance(read, config.Tokens) else None
 
     def task(self) -> dict[str, Any]:
         """What to save beside the model so that it can be used: labels and the like."""

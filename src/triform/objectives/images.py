@@ -23,6 +23,7 @@ from .base import Batch, Sample, Samples, field_of, need
 from .classification import ClassificationObjective
 
 LARGEST = 2**26  # pixels of a picture that is read
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's those that start no other program
 
 
 @spec
@@ -86,7 +87,10 @@ def _levels(value: Any, name: str, highest: int) -> np.ndarray:
     if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):  # as Hugging Face datasets have it
         value = value.get("bytes") or value["path"]
     if isinstance(value, bytes | str | Path):
-        value, highest = _opened(value, name), 255
+        try:
+            value, highest = open_picture(value), 255
+        except ValueError as error:
+            raise ValueError(f"a row of the data has in its field {name!r} {error}") from None
     elif hasattr(value, "convert"):
         value, highest = value.convert("RGB"), 255
     try:
@@ -103,17 +107,22 @@ def _levels(value: Any, name: str, highest: int) -> np.ndarray:
     return levels / highest
 
 
-def _opened(source: bytes | str | Path, name: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+def open_picture(source: bytes | str | Path, largest: int = LARGEST) -> Any:
+    """A picture of Pillow's in red, green and blue, upright, from an encoded file's bytes or from its path.
+
+    Raises ValueError for what is none, and for one of more than `largest` pixels, before it is decoded.
+    """
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > LARGEST:
-                raise ValueError(f"a picture of {image.width} by {image.height} pixels; expected at most {LARGEST:,} in all")
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"a row of the data has in its field {name!r} no picture that can be read ({why})") from None
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height <= largest:
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # decoders raise whatever they stumble upon
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"no picture that can be read ({why})") from None
+    raise ValueError(f"a picture of {width} by {height} pixels; expected at most {largest:,} in all")
 
 
 @spec
@@ -141,7 +150,7 @@ class ImageClassificationObjective(ClassificationObjective):
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Columns "image", C S S numbers from 0 to 255, and "label", one number."""
-        return [{"image": self.spec.pixels(row).ravel(), "label": [self.number(row)]} for row in rows]  # type: ignore[dict-item]
+        return [{"image": self.spec.pixels(row).ravel(), "label": self.judgement(row)} for row in rows]  # type: ignore[dict-item]
 
     def sizes(self) -> dict[str, int]:
         return {"image": 256, "label": len(self.spec.labels)}

@@ -114,7 +114,7 @@ def encode_turns(
     """A whole conversation, to train on, with the assistant's tokens told apart.
 
     They are what the template's {% generation %} blocks hold. Without such blocks they are what each assistant's message adds to
-    the conversation before it with its generation prompt: the message and what ends its turn. after: only its messages after the
+    the conversation before it with its generation prompt: the message and the token that ends its turn. after: only its messages after the
     first so many count. Raises ValueError where a template writes what stands before a message differently once others follow.
     """
     rendered = render(tokenizer, messages, generation_prompt=False, tools=tools, variables=variables)
@@ -141,17 +141,18 @@ def _pattern_of(tokens: Sequence[str]) -> re.Pattern[str]:
 
 
 def _end(marked: str, before: str, whole: str, stops: re.Pattern[str]) -> int:
-    """Where an assistant's turn ends in a conversation.
+    """Where an assistant's turn ends in a conversation: after the token that ends it, which no message can spell out.
 
-    before: the conversation up to the turn, whole: with it. Some templates drop the thoughts of a turn once others follow; then it
-    ends at the first token that ends turns, which no message can spell out.
+    before: the conversation up to the turn, whole: with it, where the template does not drop the thoughts of a turn once others
+    follow. What it writes after that token, a line break, is nothing that the assistant says.
     """
     if marked.startswith(before):
-        if marked.startswith(whole) and whole.startswith(before):
-            return len(whole)
         found = stops.search(marked, len(before))
-        if found is not None:
+        same = marked.startswith(whole) and whole.startswith(before)
+        if found is not None and (found.end() <= len(whole) or not same):
             return found.end()
+        if same:
+            return len(whole)
     raise ValueError(
         "the chat template does not say which text is the assistant's: it writes a turn differently once others follow; "
         "put {% generation %} and {% endgeneration %} around what the assistant writes"

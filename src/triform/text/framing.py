@@ -90,3 +90,12 @@ def decoder_start(tokenizer: Tokenizer) -> int:
     if start is None:
         raise ValueError("an encoder-decoder needs a tokenizer with a bos or pad token to begin with, and this one has neither")
     return start
+
+
+def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:
+    """Where to cut `length` tokens into windows of at most `room`, each of which repeats `overlap` tokens of the one before."""
+    found = [(0, min(length, room))]
+    while found[-1][1] < length:
+        start = found[-1][1] - overlap
+        found.append((start, min(length, start + room)))
+    return found

@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
@@ -16,6 +16,7 @@ from .tokenizer import Tokenizer
 
 Segmenter = Callable[[str], list[str]]
 
+_EAST_ASIAN = "\u2e80"  # from here on scripts that put no spaces between words
 _SENTENCE_END = re.compile(r"""(?:[。！？!?…]+|\.(?=[”’"')\]]*(?:\s|$)))[”’"'」』）)\]]*\s*|\s*\n\s*""")
 # a run of letters and digits with inner apostrophes or hyphens, a run of white space, or one other character
 _WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|\s+|.", re.DOTALL)
@@ -164,3 +165,15 @@ def _spelled(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, list[tuple[int,
                 flush()
     flush()
     return text, spans
+
+
+def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of words and the characters (start, end) of each in it; spaces stand between words of scripts that have them."""
+    text = ""
+    places: list[tuple[int, int]] = []
+    for word in words:
+        if text and text[-1] < _EAST_ASIAN and word[0] < _EAST_ASIAN:
+            text += " "
+        places.append((len(text), len(text) + len(word)))
+        text += word
+    return text, places
