@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ LINES = [
 REVIEWS = [("这本书写得非常好，值得一看。", "positive"), ("房间很干净，服务也很好。", "positive"),
            ("质量太差了，我要退货。", "negative"), ("服务态度很差，再也不来了。", "negative")]  # fmt: skip
 VOCABULARY = 120
+REWARDS = '''
+def different(completions, **columns):
+    return [len(set(text)) / (1 + len(text)) + 0.1 * len(set(text)) for text in completions]
+
+
+def short(completions, answer):
+    return [float(len(text) < len(wanted)) if text else None for text, wanted in zip(completions, answer)]
+'''
 
 
 def _block(mask: str = "bidirectional", cross: bool = False, feed_forward: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -69,7 +78,25 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ImageClassification": {"image": "pixels", "size": 6, "channels": 1, "highest": 9, "labels": ["negative", "positive"]},
     "Contrastive": {"image": "pixels", "size": 6, "channels": 1, "highest": 9, "length": 16},
     "Classification": {"length": 24, "labels": ["negative", "positive"]},
+    "SeveralLabels": {"kind": "Classification", "length": 24, "labels": ["negative", "positive"], "problem": "multi_label_classification"},
+    "Regression": {"kind": "Classification", "length": 24, "labels": ["score"], "label": "score", "problem": "regression"},
+    "Instruction": {"length": 32},
+    "InstructionPairs": {"kind": "Instruction", "length": 24, "target_length": 24},
+    "TokenClassification": {"length": 24, "labels": ["O", "B-X", "I-X"]},
+    "QuestionAnswering": {"length": 24, "overlap": 6},
+    "SentenceEmbedding": {"length": 24},
+    "DPO": {"kind": "Preference", "length": 24, "sft": 0.1},
+    "IPO": {"kind": "Preference", "length": 24, "target_length": 16, "loss": {"kind": "IPO"}},
+    "SimPO": {"kind": "Preference", "length": 24, "loss": {"kind": "SimPO"}},
+    "KTO": {"length": 24},
+    "RewardModel": {"length": 24, "center": 0.01},
+    "PPO": {"length": 24, "max_new_tokens": 6, "iterations": 2, "minibatches": 2, "kl_target": 0.1, "group": 2},
+    "GRPO": {"length": 24, "max_new_tokens": 6, "iterations": 3, "kl": 0.1, "group": 4},
 }
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_data(folder: Path) -> None:
@@ -77,18 +104,30 @@ def write_data(folder: Path) -> None:
     paragraphs = ["".join(LINES[i : i + 3]) for i in range(22)]
     (folder / "paragraphs.txt").write_text("\n".join(paragraphs) + "\n", encoding="utf-8")
     (folder / "lines.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
-    rows = [{"text": f"{text}{i}", "label": label} for i in range(6) for text, label in REVIEWS]
+    rows = [{"text": f"{text}{i}", "label": label, "score": i / 4} for i in range(6) for text, label in REVIEWS]
     (folder / "reviews.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     pictures = [{"pixels": [[(i * a + b) % 10 for a in range(7)] for b in range(6)], **row} for i, row in enumerate(rows)]
     (folder / "pictures.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pictures), encoding="utf-8")
+    _write(folder / "talks.jsonl", [{"prompt": line[:6], "response": line[6:] or line} for line in LINES])
+    marked = [{"tokens": list(line), "labels": [("B-X", "I-X", "O", "O", "O")[i % 5] for i in range(len(line))]} for line in LINES]
+    _write(folder / "marked.jsonl", marked)
+    _write(folder / "asked.jsonl", [{"question": line[:3], "context": line, "answers": line[3:6]} for line in LINES if len(line) > 6])
+    alike = [{"anchor": line, "positive": line[::-1], "negative": line[1:-1]} for line in LINES]
+    _write(folder / "alike.jsonl", alike)
     pairs = [{"source": line, "target": line[::-1]} for line in LINES]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs), encoding="utf-8")
+    preferred = [{"prompt": line, "chosen": next_line, "rejected": line[::-1]} for line, next_line in pairwise(LINES)]
+    asked = [{"prompt": line[:8], "answer": line[8:]} for line in LINES]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked), encoding="utf-8")
+    (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    (folder / "preferences.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in preferred), encoding="utf-8")
 
 
 def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
     """A recipe as plain data: an objective on the files that `write_data` wrote, six steps of a tiny model."""
     models = {
-        "Causal": lambda: model("decoder"),
+        **dict.fromkeys(("Causal", "DPO", "SimPO", "KTO", "GRPO"), lambda: model("decoder")),
+        "RewardModel": lambda: model("decoder", head={"kind": "Classify", "labels": 1, "pool": "last"}),
         "Prefix": lambda: {"kind": "Transformer", "head": {"kind": "LanguageModel"}, "decoder": stack(mask="prefix")},
         "FillInTheMiddle": lambda: model("decoder"),
         "Masked": lambda: model("encoder"),
@@ -97,10 +136,24 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
         "NextSentence": _judging_pairs,
         "SentenceOrder": _judging_pairs,
         "Classification": lambda: model("encoder", head={"kind": "Classify", "labels": 2, "pool": "mean"}),
+        "SeveralLabels": lambda: model("encoder", head={"kind": "Classify", "labels": 2, "pool": "mean"}),
+        "Regression": lambda: model("encoder", head={"kind": "Classify", "labels": 1, "pool": "mean"}),
+        "Instruction": lambda: model("decoder"),
+        "TokenClassification": lambda: model("encoder", head={"kind": "ClassifyTokens", "labels": 3}),
+        "QuestionAnswering": lambda: model("encoder", head={"kind": "AnswerSpan"}),
+        "SentenceEmbedding": lambda: model("encoder", head={"kind": "Embed"}),
     }
     files = {"Classification": "reviews.jsonl", "SequenceToSequence": "pairs.jsonl"}
+    files |= dict.fromkeys(("SeveralLabels", "Regression"), "reviews.jsonl")
+    files |= dict.fromkeys(("Instruction", "InstructionPairs"), "talks.jsonl")
+    files |= {"TokenClassification": "marked.jsonl", "QuestionAnswering": "asked.jsonl", "SentenceEmbedding": "alike.jsonl"}
     files |= dict.fromkeys(("NextSentence", "SentenceOrder"), "paragraphs.txt")
     files |= dict.fromkeys(("ImageClassification", "Contrastive"), "pictures.jsonl")
+    files |= dict.fromkeys(("DPO", "IPO", "SimPO", "KTO", "RewardModel"), "preferences.jsonl")
+    files |= dict.fromkeys(("PPO", "GRPO"), "prompts.jsonl")
+    objective = {"kind": kind, **OBJECTIVES[kind]}
+    if kind in ("PPO", "GRPO"):
+        objective["rewards"] = [f"{folder}/rewards.py:different", {"function": f"{folder}/rewards.py:short", "weight": 0.1}]
     tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind in ("Classification", "Contrastive") else VOCABULARY}
     if kind == "FillInTheMiddle":
         tokenizer["add"] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
@@ -111,7 +164,7 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
         "model": models.get(kind, lambda: model("encoder", "decoder"))(),
         "data": {"source": str(folder / files.get(kind, "lines.txt")), "validation": 0.2},
         "tokenizer": tokenizer | ({"sentinels": 8} if kind in ("SpanCorruption", "Mixture") else {}),
-        "objective": {"kind": kind, **OBJECTIVES[kind]},
+        "objective": objective,
         "train": settings | train,
     }
 

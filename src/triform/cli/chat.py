@@ -44,6 +44,9 @@ def chat(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens less likely that were there before.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes the random choices repeatable.")] = None,
     dtype: Annotated[Precision, typer.Option(help="How the weights are kept; auto: as they are.")] = "auto",
+    guard: Annotated[
+        str | None, typer.Option(help="A classifier's path or name; messages and answers that it gives a label but its first are refused.")
+    ] = None,
 ) -> None:
     """Talk with a model; /help lists what can be said beside messages. Messages may also come from a pipe, one a line.
 
@@ -51,12 +54,14 @@ def chat(
     """
     from triform.generate import Sampling
     from triform.generate.chat import Chat
+    from triform.generate.content_filter import ContentFilter
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    judge = None if guard is None else ContentFilter.open(guard)
     model, tokenizer = open_model(name, dtype)
-    with Chat(model, tokenizer, sampling, system) as talk:
+    with Chat(model, tokenizer, sampling, system, guard=judge) as talk:
         if load is not None:
             talk.load(load)
         if sys.stdin.isatty():
@@ -173,7 +178,7 @@ def _set(talk: Chat, changes: str) -> None:
 def _show(answer: Callable[[Callable[[str], None]], Reply]) -> None:
     """Print an answer as it comes."""
     reply = answer(lambda piece: print(_printable(piece), end="", flush=True))
-    print()
+    print("" if reply.refused is None else f"(refused: {_printable(reply.refused)})")
     if reply.forgotten:
         _note(f"({reply.forgotten} messages at the beginning no longer fit and were not read)")
     if reply.finish_reason == "cancelled":

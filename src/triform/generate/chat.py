@@ -17,6 +17,7 @@ from triform.config.files import replacing
 from triform.text import Tokenizer
 from triform.text.framing import opening, source
 
+from .content_filter import ContentFilter
 from .engine import Engine
 from .forms import Module
 from .requests import FinishReason, Request
@@ -30,7 +31,8 @@ _LARGEST = 16 * 2**20  # bytes of a saved conversation
 class Reply:
     """An answer: its text, why it ended ("cancelled" where it was stopped), how many tokens it has and the seconds that it took.
 
-    forgotten: messages at the beginning that no longer fit and were not read.
+    forgotten: messages at the beginning that no longer fit and were not read. refused: why a filter let the message or the answer not
+    pass, None where it did; the text is empty then, and neither is kept.
     """
 
     text: str
@@ -38,13 +40,15 @@ class Reply:
     tokens: int
     seconds: float
     forgotten: int = 0
+    refused: str | None = None
 
 
 @dataclass
 class Chat:
     """A conversation. Close it, or use it in a `with` statement.
 
-    messages: what was said, with the roles user and assistant; `system` is what the model is told before.
+    messages: what was said, with the roles user and assistant; `system` is what the model is told before. guard: judges each message
+    before the model reads it, and each answer, which then comes as a whole, before anybody does.
     """
 
     model: Module
@@ -52,6 +56,7 @@ class Chat:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
+    guard: ContentFilter | None = None
 
     def __post_init__(self) -> None:
         self._engine = Engine(self.model, self.tokenizer, slots=1)
@@ -80,21 +85,38 @@ class Chat:
 
         Raises ValueError for what the model cannot read; nothing is added to the history then.
         """
+        if self.guard is not None and (found := self.guard(text)).flagged:
+            return Reply("", "stop", 0, 0.0, refused=f"the message is judged {found.reason}")
         self.messages.append({"role": "user", "content": text})
         try:
-            return self._answer(on_text)
+            if self.guard is None:
+                return self._answer(on_text)
+            reply = self._answer(None)
         except BaseException:
             self.messages.pop()
             raise
+        return self._judged(reply, self.guard, on_text)
+
+    def _judged(self, reply: Reply, guard: ContentFilter, on_text: Callable[[str], None] | None) -> Reply:
+        """An answer once a filter has let it pass; else what was asked and answered is taken back."""
+        if (found := guard(reply.text)).flagged:
+            self.undo()
+            return replace(reply, text="", refused=f"the answer is judged {found.reason}")
+        if on_text is not None:
+            on_text(reply.text)
+        return reply
 
     def retry(self, on_text: Callable[[str], None] | None = None) -> Reply:
         """Another answer to what was said last. Raises ValueError where nothing was."""
         before = list(self.messages)
         try:
-            return self.ask(self.undo(), on_text)
+            reply = self.ask(self.undo(), on_text)
         except BaseException:
             self.messages = before
             raise
+        if reply.refused is not None:
+            self.messages = before
+        return reply
 
     def undo(self) -> str:
         """Take back what was said last and its answer; gives what was said. Raises ValueError where nothing was."""

@@ -23,7 +23,8 @@ from .embed import TokenInput
 from .feedforward import Routing
 from .heads import Classify, LanguageModel, build_head
 from .init import initialize
-from .loss import linear_cross_entropy, scored
+from .log_probs import linear_log_probs
+from .loss import IGNORE, linear_cross_entropy, scored
 from .mask import Layout, View
 from .stack import Stack
 
@@ -163,11 +164,36 @@ class Transformer(nn.Module):
 
     def language_model_loss(self, hidden: Tensor, labels: Tensor, *, z_loss: float = 0.0, smoothing: float = 0.0) -> Tensor:
         """Summed cross-entropy (nats) of the language-model head over labels (B, T), made in chunks (see `linear_cross_entropy`)."""
+        head = self._language_model()
+        hidden, labels = scored(hidden, labels)
+        matrix = head.matrix(self.token_table)
+        return linear_cross_entropy(head.features(hidden), matrix, labels, head.bias, z_loss=z_loss, smoothing=smoothing)
+
+    def language_model_log_probs(
+        self, hidden: Tensor, labels: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of labels (B, T) by the language-model head, 0 where a label is IGNORE, and, where asked for,
+        the entropies (B, T) of what the head gives there, which have no gradient; nats, made in chunks (see `linear_log_probs`).
+
+        temperature: the logits are divided by it first.
+        """
+        head = self._language_model()
+        states, wanted = scored(hidden, labels)
+        bias = head.bias if head.bias is None or temperature == 1 else head.bias / temperature
+        features = head.features(states)
+        found = linear_log_probs(
+            features if temperature == 1 else features / temperature, head.matrix(self.token_table), wanted, bias, entropy=entropy
+        )
+
+        def placed(values: Tensor) -> Tensor:
+            return values.new_zeros(labels.shape).masked_scatter(labels != IGNORE, values)
+
+        return placed(found[0]), None if found[1] is None else placed(found[1])
+
+    def _language_model(self) -> LanguageModel:
         if not isinstance(self.head, LanguageModel):
             raise ValueError(f"a language-model loss needs a LanguageModel head, and this model has {type(self.config.head).__name__}")
-        hidden, labels = scored(hidden, labels)
-        matrix = self.head.matrix(self.token_table)
-        return linear_cross_entropy(self.head.features(hidden), matrix, labels, self.head.bias, z_loss=z_loss, smoothing=smoothing)
+        return self.head
 
 
 class DualEncoder(nn.Module):

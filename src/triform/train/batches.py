@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from triform.data.order import Order
 from triform.objectives import Batch, Objective, Samples
@@ -15,7 +18,12 @@ from .recipe import TrainRecipe
 
 
 class Batches:
-    """The batches of a split under a recipe. Any process can say what is in any step."""
+    """The batches of a split under a recipe. Any process can say what is in any step.
+
+    figures: of the last step's batches, where there is more to tell of them than the loss does.
+    """
+
+    figures: dict[str, Any] = {}
 
     def __init__(self, objective: Objective, samples: Samples, recipe: TrainRecipe) -> None:
         self.objective, self.samples, self.recipe = objective, samples, recipe
@@ -65,15 +73,34 @@ class Batches:
         seeds: list[tuple[int, ...]] = [(self.recipe.seed, step, i) for i in range(len(chosen))]
         return [self._collate(chosen[i : i + size], seeds[i : i + size], pieces) for i in range(0, len(chosen), size)]
 
+    def visited(self) -> np.ndarray:
+        """The samples of all steps, each once."""
+        recipe = self.recipe
+        if recipe.steps * recipe.batch * recipe.accumulate >= len(self.samples):
+            return np.arange(len(self.samples))
+        return np.unique(np.concatenate([self.indices(step) for step in range(recipe.steps)]))
+
+    def spread(self, most: int | None) -> np.ndarray:
+        """All samples, or those of `most` batches spread evenly over them."""
+        size, count = self.recipe.batch, len(self.samples)
+        if most is None or most * size >= count:
+            return np.arange(count)
+        return np.arange(most * size) * count // (most * size)
+
     def once(self, most: int | None) -> Iterator[Batch]:
         """All samples once, those of like length together, or `most` batches spread evenly over them; the same each time."""
-        size, chosen = self.recipe.batch, np.arange(len(self.samples))
-        if most is not None and most * size < len(chosen):
-            chosen = np.arange(most * size) * len(chosen) // (most * size)
+        size, chosen = self.recipe.batch, self.spread(most)
         ranked = chosen[np.argsort(self.samples.lengths[chosen], kind="stable")]
         for start in range(0, len(ranked), size):
             chosen = ranked[start : start + size]
             yield self._collate(chosen, [(self.recipe.seed, int(i)) for i in chosen])
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint must hold for the next step's batches to be made, by file."""
+        return {}
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Go on as `parts` of this checkpoint say."""
 
     def _collate(self, chosen: np.ndarray, seeds: list[tuple[int, ...]], pieces: int = 1) -> Batch:
         samples = [self.samples[i] for i in chosen]

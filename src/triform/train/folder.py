@@ -16,10 +16,11 @@ from triform.config.files import replacing
 from .recipe import Recipe
 from .track import IDENTITY
 
-_PARTS = ("tokenizer", "data", "checkpoints", "model")
-SKIPPED, SAMPLES, BAD = "skipped.jsonl", "samples.jsonl", "bad_rows.jsonl"
+_PARTS = ("tokenizer", "data", "reference", "checkpoints", "model")
+SKIPPED, SAMPLES, ROLLOUTS, BAD = "skipped.jsonl", "samples.jsonl", "rollouts.jsonl", "bad_rows.jsonl"
 _FILES = (
-    "metrics.jsonl", SKIPPED, SAMPLES, BAD, "curves.svg", "result.json", "plan.json", "forecast.json", "tensorboard", "wandb", IDENTITY,
+    "metrics.jsonl", SKIPPED, SAMPLES, ROLLOUTS, BAD, "curves.svg", "result.json", "plan.json", "forecast.json", "tensorboard", "wandb",
+    IDENTITY,
 )  # fmt: skip
 
 

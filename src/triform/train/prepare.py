@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from triform import config
+from triform import config, hub
 from triform.config.files import cache_folder, replacing
 from triform.data.card import DataCard
 from triform.data.mixture import Mixture
 from triform.data.normalize import Normalized
 from triform.data.pipeline import Cleaned
 from triform.data.pipeline import prepare as clean_text
+from triform.data.rows import BadRows
 from triform.data.shards import find, fingerprint
 from triform.data.shards import prepare as prepare_shards
 from triform.data.sources import open_source
-from triform.data.rows import BadRows
 from triform.data.split import split
 from triform.data.transform import Transformed
 from triform.objectives import Objective, Samples, build_objective, reads_text
+from triform.objectives.on_policy import longest_rows
 from triform.text import Tokenizer, train_tokenizer
 from triform.text.templates import read_template
 
@@ -118,7 +119,8 @@ def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, places: tuple[Pat
     """The tokenizer of a recipe; places: where the run keeps what it trains, and where prepared data have theirs."""
     wanted = recipe.tokenizer
     if wanted.path is not None:
-        return _finished(Tokenizer.load(wanted.path), wanted)
+        place = Path(wanted.path)
+        return _finished(Tokenizer.load(place if place.exists() else hub.locate(wanted.path, weights=False)), wanted)
     folder, ready = places
     made_from = {"tokenizer": config.to_dict(wanted, defaults=True), "fields": _fields(recipe.objective), "text": text}
     if _noted(folder) == made_from:
@@ -156,7 +158,8 @@ def _finished(tokenizer: Tokenizer, wanted: TokenizerRecipe) -> Tokenizer:
 
 def check_length(recipe: Recipe) -> None:
     """Raise ValueError, before anything is read or made, for sequences longer than the model's learned positions."""
-    longest, model = recipe.objective.longest(), recipe.architecture()
+    model = recipe.architecture()
+    longest = longest_rows(recipe.objective, model.form)
     for side in ("encoder", "decoder"):
         stack = getattr(model, side, None)
         if side not in longest or stack is None or not isinstance(stack.input, config.Tokens):
@@ -167,6 +170,23 @@ def check_length(recipe: Recipe) -> None:
                 f"objective.{name}: expected rows of at most the {stack.input.position.length} learned positions of the {side}, "
                 f"got up to {tokens} tokens; shorten it, or set model.{side}.input.position.length"
             )
+
+
+def objective_of(recipe: Recipe, rows: Iterable[Row], text: str, folder: Path, bad: BadRows) -> Objective:
+    """The objective of a recipe with its tokenizer, held against the model.
+
+    rows: the training rows, which a tokenizer is trained on and then kept under `folder`. text, bad: as in `splits`.
+    """
+    tokenizer = None
+    if reads_text(recipe.objective):
+        places = (folder / "tokenizer", prepared_folder(recipe.data, text) / "tokenizer")
+        tokenizer = _tokenizer(recipe, rows, text, places, bad)
+    objective = build_objective(recipe.objective, tokenizer)
+    objective.check(recipe.architecture(objective.vocab_size))
+    for name in () if objective.smooths else ("smoothing", "z_loss"):
+        if getattr(recipe.train, name):
+            raise ValueError(f"train.{name}: expected 0 with the objective {type(recipe.objective).__name__}, which has no place for it")
+    return objective
 
 
 def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -> Prepared:
@@ -180,11 +200,7 @@ def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -
     """
     ready, bad = prepared_folder(recipe.data, text), bad_rows(recipe.data)
     train, validation = splits(recipe.data, text, progress=progress, bad=bad)
-    tokenizer = None
-    if reads_text(recipe.objective):
-        tokenizer = _tokenizer(recipe, train, text, (folder / "tokenizer", ready / "tokenizer"), bad)
-    objective = build_objective(recipe.objective, tokenizer)
-    objective.check(recipe.architecture(objective.vocab_size))
+    objective = objective_of(recipe, train, text, folder, bad)
     settings = config.to_dict(recipe.objective, defaults=True)
     parts = {}
     for name, rows in (("train", train), ("validation", validation)):

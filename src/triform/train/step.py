@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from triform import config
 from triform.nn import DualEncoder, Transformer, recomputing
@@ -115,7 +114,7 @@ class Steps:
         """Gradients of a step: of the loss summed over its labels, divided by their number. Returns the step's loss and metrics."""
         recipe = self.settings
         count = max(1, sum(batch.count for batch in batches))
-        sums = dict.fromkeys(("loss", *self.objective.metric_names), 0.0)
+        sums, counts = dict.fromkeys(("loss", *self.objective.metric_names), 0.0), dict[str, float]()
         ways = Products(self.linear == "onednn", in_place=True, layers=self.compiled is None)
         products = partial(training_products, ways) if self.device == "cpu" else None
         compiled = nullcontext if self.compiled is None else self.compiled.used
@@ -132,30 +131,37 @@ class Steps:
                 extra = recipe.load_balance * loss.auxiliary["load_balance"] + recipe.router_z * loss.auxiliary["router_z"]
                 objective = objective + extra * part
             torch.autograd.backward(objective if self.scaling is None else objective * self.scaling.factor)
-            _add(sums, loss.total, loss.metrics)
-        return {name: value / count for name, value in sums.items()}
+            _add(sums, counts, loss)
+        return _means(sums, counts, count)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The loss and the metrics over batches, means over their labels, with the averaged weights where there are any."""
         self.model.eval()
-        count, sums = 0, {"loss": 0.0}
+        count, sums, counts = 0, {"loss": 0.0}, dict[str, float]()
         with self.averaged():
             for batch in batches:
                 count += batch.count
                 with self._autocast():
                     loss = self.objective.loss(self.model, batch.to(self.device))
-                _add(sums, loss.total, loss.metrics)
-        return {name: value / max(1, count) for name, value in sums.items()}
+                _add(sums, counts, loss)
+        return _means(sums, counts, max(1, count))
 
 
 def batch_flops(spec: config.Model, batch: Batch) -> float:
     """FLOPs of a batch's forward and backward pass, padding included."""
     target = None if batch.target is None else batch.target.shape[1]
-    scored = -(-batch.count // len(batch.inputs))
+    scored = -(-batch.scored // len(batch.inputs))
     return 3.0 * len(batch.inputs) * flops.forward(spec, batch.inputs.shape[1], target, scored)
 
 
-def _add(sums: dict[str, float], total: Tensor, metrics: dict[str, float]) -> None:
-    for name, value in {"loss": float(total.detach()), **metrics}.items():
+def _add(sums: dict[str, float], counts: dict[str, float], loss: Loss) -> None:
+    for name, value in {"loss": float(loss.total.detach()), **loss.metrics}.items():
         sums[name] = sums.get(name, 0.0) + value
+    for name, value in loss.counts.items():
+        counts[name] = counts.get(name, 0.0) + value
+
+
+def _means(sums: dict[str, float], counts: dict[str, float], count: float) -> dict[str, float]:
+    """Sums over `count` labels, or over what `counts` says, as means; one over nothing is left out."""
+    return {name: value / counts.get(name, count) for name, value in sums.items() if counts.get(name, count)}
