@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from .spec import at_least, probability, spec
@@ -36,6 +37,12 @@ class Adapter:
             raise ValueError(f"alpha: expected a number above 0, got {self.alpha}")
         if not self.targets:
             raise ValueError("targets: expected at least one name, such as query, or all")
+
+    def takes(self, layer: str) -> bool:
+        """Whether a linear layer of this name is among the targets."""
+        if self.targets == "all":
+            return ".layers." in layer
+        return any(target in (layer, layer.rpartition(".")[2]) or fnmatchcase(layer, target) for target in self.targets)
 
     @property
     def scaling(self) -> float:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from triform.config.files import replacing as replacing
 
+    from .adapters import load_adapter as load_adapter
+    from .adapters import save_adapter as save_adapter
     from .families import read_config as read_config
     from .families import write_config as write_config
     from .family import Family as Family
@@ -33,6 +35,7 @@ _EXPORTS = {
     "export_weights": "triform.hub.public",
     "find_spec": "triform.hub.spec",
     "load": "triform.hub.folder",
+    "load_adapter": "triform.hub.adapters",
     "locate": "triform.hub.names",
     "load_public": "triform.hub.folder",
     "load_weights": "triform.hub.public",
@@ -42,6 +45,7 @@ _EXPORTS = {
     "read_weights": "triform.hub.public",
     "replacing": "triform.config.files",
     "save": "triform.hub.saving",
+    "save_adapter": "triform.hub.adapters",
     "task": "triform.hub.folder",
     "write_config": "triform.hub.families",
 }

@@ -26,9 +26,11 @@ from .names import locate
 from .public import OWN, Module, Source, weights
 from .rules import listed
 from .sentence import longest, with_head
+from .spec import ADAPTER, base_of, is_adapter
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SAID = ("config.json", "generation_config.json")  # of tokens' ids; the later decides
 _NOT_SIZES = ("window", "max_distance", "original_length", "end_token", "capacity", "top_k", "image")
 
 
@@ -36,17 +38,21 @@ _NOT_SIZES = ("window", "max_distance", "original_length", "end_token", "capacit
 class Checkpoint:
     """A model as it lies in files, opened: what it is, what its weights are called, and the weights, not yet read.
 
-    Every ValueError is one line that names the path.
+    under: of an adapter, the model that it belongs to. Every ValueError is one line that names the path.
     """
 
     path: Path
     spec: config.Model
     family: Family
     stored: Mapping[str, Tensor]
+    under: Checkpoint | None = None
 
     @classmethod
     def open(cls, path_or_name: str | Path) -> Checkpoint:
-        """The model in a folder with triform.json or config.json, in a GGUF file or a folder with one, or of a name that `locate` knows."""
+        """The model in a folder with triform.json or config.json, in a GGUF file or a folder with one, or of a name that `locate` knows.
+
+        The folder of an adapter is the model that it belongs to with the adapter in its weights.
+        """
         path = _gguf_in(locate(path_or_name))
         if path.is_file():
             if path.suffix != ".gguf":
@@ -56,6 +62,8 @@ class Checkpoint:
             file = GGUFFile(path)
             return cls(path, file.spec, file.family, file)
         settle(path)
+        if is_adapter(path):
+            return cls.open(base_of(path)).with_adapter(path)
         try:
             if (path / "triform.json").is_file():
                 spec, family = config.read(path), OWN
@@ -68,8 +76,19 @@ class Checkpoint:
         except ValueError as error:
             raise _named(path, error) from None
 
+    def with_adapter(self, folder: str | Path) -> Checkpoint:
+        """The model with the adapter in a folder (see `triform.hub.adapters`) in its weights, which are made as they are read."""
+        from .adapters import Merged, families_of, read_adapter
+
+        path = Path(folder)
+        spec = config.read(path) if (path / "triform.json").is_file() else self.spec
+        stored = read_adapter(path, spec, families_of(spec, self.family))
+        return Checkpoint(path, spec, OWN, Merged(self, spec, stored), self)
+
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that belongs to the model, with the ids that end and begin what it generates; None where there is none."""
+        if self.under is not None and not holds_tokenizer(self.path):
+            return self.under.tokenizer()
         if self.path.is_file():
             from .gguf import GGUFFile
 
@@ -78,7 +97,8 @@ class Checkpoint:
         if not holds_tokenizer(self.path):
             return None
         tokenizer = Tokenizer.load(self.path)
-        tokenizer.ends, tokenizer.start = _marks(self.path, tokenizer)
+        said = any((self.path / name).is_file() for name in _SAID)
+        tokenizer.ends, tokenizer.start = _marks(self.path if said or self.under is None else self.under.path, tokenizer)
         tokenizer.length = longest(self.path) or tokenizer.length
         return tokenizer
 
@@ -128,6 +148,10 @@ class Checkpoint:
             source.fill(targets)
         except ValueError as error:
             raise _named(self.path, error) from None
+
+    def source(self) -> Source:
+        """Where the weights come from, by our names."""
+        return self._meta()[1]
 
     def _meta(self) -> tuple[Module, Source]:
         """The model without memory, and where its weights come from."""
@@ -182,6 +206,8 @@ def task(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     found: dict[str, Any] = {}
+    if is_adapter(folder) and not (folder / "task.json").is_file():
+        folder = locate(base_of(folder))
     if (folder / "config.json").is_file():
         data = read_json(folder / "config.json")
         labels, problem = data.get("id2label"), data.get("problem_type")
@@ -200,7 +226,7 @@ def _named(path: Path, error: ValueError) -> ValueError:
 
 def _gguf_in(path: Path) -> Path:
     """The one .gguf file of a folder without a configuration, else the path itself."""
-    if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "triform.json")):
+    if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "triform.json", ADAPTER)):
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
@@ -254,7 +280,7 @@ def _keep_wide(model: Module, source: Source) -> None:
 def _marks(folder: Path, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that end a generation, and those that the decoder of an encoder-decoder begins with, as the folder says or by default."""
     said: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):  # the later decides
+    for name in _SAID:
         if (folder / name).is_file():
             said |= {k: v for k, v in read_json(folder / name).items() if v is not None}
     marks = Fields(said, f"{folder}: ")

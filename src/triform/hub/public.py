@@ -39,7 +39,7 @@ def outgoing(family: Family, shapes: Mapping[str, Size]) -> list[Match]:
     return [*matches(family, shapes), *family.computed]
 
 
-def _named(stored: Iterable[str], known: set[str], family: Family) -> dict[str, str]:
+def table_names(stored: Iterable[str], known: set[str], family: Family) -> dict[str, str]:
     """Names as the table has them, to names as stored: older spellings renamed, the prefix added or taken away."""
     found: dict[str, str] = {}
     for name in stored:
@@ -65,7 +65,7 @@ class Source:
         self.found = matches(family, shapes)
         needed = {name for found in self.found for name in found.theirs}
         repeats = dict(family.repeats)
-        self.names = _named(stored, {*needed, *repeats}, family)
+        self.names = table_names(stored, {*needed, *repeats}, family)
         for repeat, original in repeats.items():  # files that kept only the copy
             if original in needed and original not in self.names and repeat in self.names and repeat not in needed:
                 self.names[original] = self.names.pop(repeat)
@@ -171,12 +171,12 @@ def load_weights(model: Module, source: str | Path | Mapping[str, Tensor], famil
     known.fill(ours)
 
 
-def read_weights(model: torch.nn.Module, file: Path) -> None:
-    """Copy the tensors of a file of Triform's own into a model, one at a time.
+def read_weights(model: torch.nn.Module, file: Path, only: Mapping[str, Tensor] | None = None) -> None:
+    """Copy the tensors of a file of Triform's own into a model, one at a time; with `only` into some of its weights, which the file holds.
 
     Raises ValueError that names the file, and what is missing, left over or of another shape.
     """
-    ours = weights(model)
+    ours = weights(model) if only is None else only
     try:
         known = Source(WeightFiles(file), OWN, {n: t.shape for n, t in ours.items()})
         known.check()

@@ -30,6 +30,7 @@ from .rules import Match
 
 _OWNED = re.compile(
     r"(config|triform|task|generation_config|modules|sentence_bert_config)\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
+    r"adapter_config\.json|adapter_model\.(safetensors|bin)|"
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|training|chat_template)\.json|chat_template\.jinja"
 )
 _BODIES: tuple[config.Head | None, ...] = (None, config.Embed(pool="first", transform="tanh"))
@@ -58,13 +59,23 @@ def save(
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes: expected at least 1, got {shard_bytes}")
     files, family = _files(model, tokenizer, dict(task or {}))
-    with replacing_all(Path(folder), lambda name: _OWNED.fullmatch(name) is not None) as temporary:
+    with replacing_all(Path(folder), owned) as temporary:
         write_weights(model, family, temporary, shard_bytes=shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary)
-        for name, data in files.items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            (temporary / name).write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_files(temporary, files)
+
+
+def owned(name: str) -> bool:
+    """Whether a file of this name belongs to a model in its folder, and goes when another model takes its place."""
+    return _OWNED.fullmatch(name) is not None
+
+
+def write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Write JSON files by name."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _files(model: Module, tokenizer: Tokenizer | None, task: dict[str, Any]) -> tuple[dict[str, Any], Family]:
@@ -81,7 +92,7 @@ def _files(model: Module, tokenizer: Tokenizer | None, task: dict[str, Any]) -> 
     if "id2label" in data and task.get("problem_type") is not None:
         data["problem_type"] = task["problem_type"]
         task = {name: value for name, value in task.items() if name != "problem_type"}
-    marks = _marks(model.config, tokenizer)
+    marks = marks_of(model.config, tokenizer)
     # ids that the family computes with stay as they are: RoBERTa counts positions from its padding id
     heeded = differences(read_config(data)[0], read_config(data | marks)[0])
     data |= {name: i for name, i in marks.items() if not (heeded and name in data)} | {"torch_dtype": _dtype(model)}
@@ -116,7 +127,7 @@ def public_files(spec: config.Model, tokenizer: Tokenizer | None) -> tuple[dict[
     raise reason
 
 
-def _marks(spec: config.Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def marks_of(spec: config.Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The ids that public configurations name: what begins, ends and fills up a sequence, and what a decoder begins with."""
     if tokenizer is None:
         return {}

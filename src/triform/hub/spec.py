@@ -8,19 +8,38 @@ from pathlib import Path
 from triform import config
 
 from .families import read_config
-from .fields import read_json
+from .fields import Fields, read_json
 from .names import locate
 from .sentence import with_head
 
+ADAPTER = "adapter_config.json"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter belongs to, by its path or name. Raises ValueError where the folder does not say."""
+    file = folder / ADAPTER
+    name = Fields(read_json(file), f"{file}: ").text("base_model_name_or_path", "")
+    if not name:
+        raise ValueError(f"{file}: base_model_name_or_path: expected the path or name of the model that it belongs to, got nothing")
+    beside = folder / name
+    return str(beside) if not Path(name).exists() and beside.exists() else name
+
 
 def read_spec(path: str | Path) -> config.Model:
-    """The configuration of a model's folder, Triform's own or a public one, or of a GGUF file.
+    """The configuration of a model's folder, Triform's own or a public one or that of an adapter, or of a GGUF file.
 
     Raises ValueError for a path that holds neither.
     """
     path = Path(path)
     if (path / "triform.json").is_file():
         return config.read(path)
+    if is_adapter(path):
+        return read_spec(locate(base_of(path), weights=False))
     if (path / "config.json").is_file():
         try:
             return with_head(path, *read_config(read_json(path / "config.json")))[0]

@@ -11,9 +11,9 @@ Shapes: N rows, K inputs and M outputs of a layer, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,22 +27,24 @@ from triform.kernels import PackedLinear, unpack
 from .dropout import Dropout
 from .feedforward import Experts
 from .heads import LanguageModel
-from .nf4 import NF4Linear, quantize_layers
+from .nf4 import NF4Linear, quantize_layers, unpack_layers
 
 DEFAULT = "default"
 
 
 class Selection:
-    """Which adapters the layers of one model use; one object, that all of them look at.
+    """Which adapters the layers of one model use; one object, that the model and all of them look at.
 
-    numbers: of the adapters, by name. active: the number of the one that whole passes use. parts: or else those of
-    rows of x, flattened to (N, K), each from here to there.
+    numbers: of the adapters, by name, of `made` in all. active: the number of the one that whole passes use. parts: or else those of
+    rows of x, flattened to (N, K), each from here to there. whole: the parts of the model that are trained beside one.
     """
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
+        self.made = 0
         self.active: int | None = None
         self.parts: tuple[tuple[int, slice], ...] | None = None
+        self.whole: tuple[str, ...] = ()
 
 
 class LowRank(nn.Module):
@@ -87,7 +89,9 @@ class LowRank(nn.Module):
 
     def forward(self, layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """What the adapted layer gives for x (..., K), where the layer itself gives `out` (..., M)."""
-        update = F.linear(F.linear(self.dropout(x.to(self.lora_a.dtype)), self.lora_a) * self.scaling, self.lora_b)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.lora_a.dtype)
+        update = F.linear(F.linear(self.dropout(x), self.lora_a) * self.scaling, self.lora_b)
         if self.magnitude is None:
             return out + update.to(out.dtype)
         gain, bias = self._gain(layer) if self.gain is None else self.gain, layer.bias
@@ -98,10 +102,15 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def merged(self, layer: nn.Module) -> Tensor:
         """The matrix (M, K) that does what the layer and the adapter do, in fp32 or better."""
-        weight = matrix_of(layer)
-        whole = torch.addmm(weight.to(torch.promote_types(weight.dtype, self.lora_b.dtype)), self.lora_b, self.lora_a, alpha=self.scaling)
-        gain = self._gain(layer)
-        return whole if gain is None else whole * gain[:, None]
+        return merged(matrix_of(layer), self.lora_a, self.lora_b, self.scaling, self.magnitude)
+
+
+def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float, magnitude: Tensor | None = None) -> Tensor:
+    """W + s B A of W (M, K), A (R, K) and B (M, R), for DoRA with rows of these lengths (M,), in fp32 or better."""
+    whole = torch.addmm(weight.to(torch.promote_types(weight.dtype, b.dtype)), b, a, alpha=scaling)
+    if magnitude is None:
+        return whole
+    return whole * (magnitude / whole.norm(dim=1).clamp_min_(torch.finfo(whole.dtype).tiny))[:, None]
 
 
 class Adapters(nn.ModuleDict):
@@ -154,6 +163,17 @@ def adapter_names(model: nn.Module) -> list[str]:
     return [] if selection is None else list(selection.numbers)
 
 
+def adapter_number(model: nn.Module, name: str) -> int:
+    """A number that no other adapter of the model has or had. Raises ValueError for one that is not there."""
+    return _known(model, name)[1]
+
+
+def in_use(model: nn.Module) -> bool:
+    """Whether whole passes of the model use an adapter."""
+    selection = _selection(model)
+    return selection is not None and selection.active is not None
+
+
 def part_of(layer: nn.Module, number: int) -> LowRank | None:
     """The part of an adapter that hangs on a layer."""
     found: Any = layer.adapter
@@ -161,7 +181,8 @@ def part_of(layer: nn.Module, number: int) -> LowRank | None:
 
 
 def _selection(model: nn.Module) -> Selection | None:
-    return next((module.selection for module in model.modules() if isinstance(module, Adapters)), None)
+    found: Selection | None = model.__dict__.get("adapter_selection")
+    return found
 
 
 def _known(model: nn.Module, name: str) -> tuple[Selection, int]:
@@ -172,69 +193,83 @@ def _known(model: nn.Module, name: str) -> tuple[Selection, int]:
     return selection, selection.numbers[name]
 
 
-def targeted(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
-    """The linear layers that an adapter's targets name; "all" are those of the blocks.
+def targeted(model: nn.Module, spec: config.Adapter) -> dict[str, nn.Module]:
+    """The linear layers that an adapter's targets name.
 
     Raises ValueError for a target that names none, and for experts and their routers.
     """
     layers = linear_layers(model)
-    if targets == "all":
-        found = {name: layer for name, layer in layers.items() if ".layers." in name}
-        if not found:
-            raise ValueError("targets: the blocks of this model have no linear layer that could have an adapter")
-        return found
-    parts = sorted({name.rpartition(".")[2] for name in layers})
-    wanted: set[str] = set()
-    for target in targets:
-        named = {name for name in layers if target in (name, name.rpartition(".")[2]) or fnmatchcase(name, target)}
-        if not named:
-            why = _of_experts(model, target) or f"names no linear layer of this model; expected all, or names such as {', '.join(parts)}"
+    if spec.targets == "all" and not any(map(spec.takes, layers)):
+        raise ValueError("targets: the blocks of this model have no linear layer that could have an adapter")
+    for target in () if spec.targets == "all" else spec.targets:
+        if not any(map(replace(spec, targets=(target,)).takes, layers)):
+            parts = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            why = _of_experts(model, target) or f"names no linear layer of this model; expected all, or names such as {parts}"
             raise ValueError(f"targets: {target!r} {why}")
-        wanted |= named
-    return {name: layer for name, layer in layers.items() if name in wanted}
+    return {name: layer for name, layer in layers.items() if spec.takes(name)}
 
 
 def _of_experts(model: nn.Module, target: str) -> str | None:
     """What to say of a target that only experts have."""
     names = {f"{name}.{part}" for name, module in model.named_modules() if isinstance(module, Experts)
              for part in ("router", *(n for n, _ in module.named_parameters(recurse=False)))}  # fmt: skip
-    if any(target in (name, name.rpartition(".")[2]) or fnmatchcase(name, target) for name in names):
+    if any(map(config.Adapter(targets=(target,)).takes, names)):
         return "is of experts, whose matrices are one tensor and whose choices are the router's; name layers of attention, or all"
     return None
 
 
 def add_adapter(
-    model: nn.Module, spec: config.Adapter, *, name: str = DEFAULT, seed: int | None = None, trainable: bool = True
+    model: nn.Module, spec: config.Adapter, *, name: str = DEFAULT, seed: int | None = None
 ) -> tuple[str, ...]:
     """Hang a new adapter on a model, in place, which changes nothing yet, and let passes use it; returns the layers' names.
 
-    All weights but the adapter's and those of `spec.whole` are frozen; with `trainable` False these are too. seed None draws from
-    torch's global generator. Raises ValueError for targets that are not there and for a name that is taken.
+    All weights but the adapter's and those of `spec.whole` are frozen. seed None draws from torch's global generator.
+    Raises ValueError for targets that are not there and for a name that is taken.
+    """
+    found, whole = targeted(model, spec), whole_parts(model, spec)
+    if spec.quantize is not None and not adapter_names(model):
+        quantize_layers(model)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    for layer, part in attach(model, dict.fromkeys(found, spec), name=name).items():
+        part.start(model.get_submodule(layer), generator)
+    for module in whole.values():
+        module.requires_grad_(True)
+    selection = _selection(model)
+    assert selection is not None
+    selection.whole = tuple(whole)
+    return tuple(found)
+
+
+def attach(model: nn.Module, specs: Mapping[str, config.Adapter], *, name: str = DEFAULT, trainable: bool = True) -> dict[str, LowRank]:
+    """Hang the parts of an adapter, whose values are yet to be given, on layers by name, freeze all else, and let passes use it.
+
+    Raises ValueError for a name that is taken.
     """
     selection = _selection(model) or Selection()
     if name in selection.numbers:
         raise ValueError(f"the model has an adapter {name!r} already; remove it, or give this one another name")
-    found = targeted(model, spec.targets)
-    whole = whole_parts(model, spec)
-    if spec.quantize is not None and not selection.numbers:
-        quantize_layers(model)
-        found = {layer: model.get_submodule(layer) for layer in found}
     model.requires_grad_(False)
-    number = selection.numbers[name] = max(selection.numbers.values(), default=-1) + 1
-    selection.active = number
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for layer in found.values():
-        part = LowRank(spec, layer)
-        part.start(layer, generator)
-        if not isinstance(getattr(layer, "adapter", None), Adapters):
-            layer.adapter = Adapters(selection)
-            layer.register_forward_hook(layer.adapter)
-        layer.adapter[str(number)] = part  # type: ignore[operator, index]
-        part.train(layer.training)
-        part.requires_grad_(trainable)
-    for module in whole.values() if trainable else ():
-        module.requires_grad_(True)
-    return tuple(found)
+    model.__dict__["adapter_selection"] = selection  # no module, and shared by all layers
+    number = selection.numbers[name] = selection.active = selection.made
+    selection.made += 1
+    parts: dict[str, LowRank] = {}
+    for where, spec in specs.items():
+        layer = model.get_submodule(where)
+        part = parts[where] = LowRank(spec, layer).train(layer.training).requires_grad_(trainable)
+        adapters = getattr(layer, "adapter", None)
+        if not isinstance(adapters, Adapters):
+            adapters = Adapters(selection)
+            layer.add_module("adapter", adapters)
+            layer.register_forward_hook(adapters)
+        adapters[str(number)] = part
+    return parts
+
+
+def adapter_parts(model: nn.Module, name: str = DEFAULT) -> dict[str, LowRank]:
+    """The parts of an adapter by the names of their layers. Raises ValueError for one that is not there."""
+    number = _known(model, name)[1]
+    found = {where: part_of(layer, number) for where, layer in adapted_layers(model).items()}
+    return {where: part for where, part in found.items() if part is not None}
 
 
 def whole_parts(model: nn.Module, spec: config.Adapter) -> dict[str, nn.Module]:
@@ -267,14 +302,12 @@ def _selected(model: nn.Module, active: int | None, parts: tuple[tuple[int, slic
 def without_adapter(model: nn.Module) -> Iterator[None]:
     """Passes in this context are those of the frozen model; it is no second copy.
 
-    A backward pass of them must be in the context too. Raises ValueError for a model that has no adapter, and where parts of
+    A backward pass of them must be in the context too. A model that has no adapter is as it is. Raises ValueError where parts of
     it are trained whole, as what they were is gone.
     """
-    if _selection(model) is None:
-        raise ValueError("the model has no adapter, so there is no frozen model beneath it")
-    trained = [name for name, p in model.named_parameters() if p.requires_grad and ".adapter." not in name]
-    if trained:
-        raise ValueError(f"the model without its adapter is gone: {trained[0]} is trained too; leave train.adapter.whole empty ([])")
+    selection = _selection(model)
+    if selection is not None and selection.whole:
+        raise ValueError(f"the model without its adapter is gone, as {selection.whole[0]} is trained whole; set train.adapter.whole to []")
     with _selected(model, None, None):
         yield
 
@@ -291,16 +324,26 @@ def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
 def use_adapters(model: nn.Module, names: Sequence[tuple[str | None, int]]) -> Iterator[None]:
     """Passes in this context use for each token its own adapter.
 
-    names: (name, or None for the frozen model; how many tokens), one after the other for the tokens (B T) of x (B, T, K)
+    names: (name, or None for what whole passes use; how many tokens), one after the other for the tokens (B T) of x (B, T, K)
     flattened. Raises ValueError for an adapter that is not there.
     """
-    parts, at = [], 0
+    selection, parts, at = _selection(model), [], 0
     for name, count in names:
-        if name is not None:
-            parts.append((_known(model, name)[1], slice(at, at + count)))
+        number = _known(model, name)[1] if name is not None else None if selection is None else selection.active
+        if number is not None and parts and parts[-1][0] == number and parts[-1][1].stop == at:
+            parts[-1] = (number, slice(parts[-1][1].start, at + count))
+        elif number is not None:
+            parts.append((number, slice(at, at + count)))
         at += count
     with _selected(model, None, tuple(parts)):
         yield
+
+
+def switch_off(model: nn.Module) -> None:
+    """Let whole passes be those of the frozen model from now on, until `use_adapter` says otherwise."""
+    selection = _selection(model)
+    if selection is not None:
+        selection.active = None
 
 
 def remove_adapter(model: nn.Module, name: str = DEFAULT) -> None:
@@ -316,33 +359,25 @@ def remove_adapter(model: nn.Module, name: str = DEFAULT) -> None:
                     del layer._forward_hooks[key]
             del layer.adapter
     del selection.numbers[name]
+    selection.whole = ()
     if selection.active == number:
         selection.active = None
 
 
 def merge_adapter(model: nn.Module, name: str = DEFAULT) -> None:
-    """Make an adapter part of the weights, in place, and take it off; a layer in 4 bits becomes one in fp32.
+    """Make an adapter part of the weights, in place, and take it off; layers in 4 bits become fp32.
 
     With no adapter left, all weights can be trained again. Raises ValueError for one that is not there, and for packed weights.
     """
-    _, number = _known(model, name)
-    layers = adapted_layers(model)
-    for where, layer in layers.items():
-        if isinstance(layer, PackedLinear):
+    parts = adapter_parts(model, name)
+    for where in parts:
+        if isinstance(model.get_submodule(where), PackedLinear):
             raise ValueError(f"{where}: packed weights take no adapter into them; merge before the model is prepared")
-    for where, layer in layers.items():
-        part = part_of(layer, number)
-        if part is None:
-            continue
-        matrix = part.merged(layer)
-        if isinstance(layer, NF4Linear):
-            plain = layer.plain(matrix)
-            plain.adapter, plain._forward_hooks = layer.adapter, layer._forward_hooks
-            place, _, last = where.rpartition(".")
-            setattr(model.get_submodule(place), last, plain)
-        else:
-            with torch.no_grad():
-                layer.weight.copy_(matrix)  # type: ignore[operator]
+    unpack_layers(model)
+    with torch.no_grad():
+        for where, part in parts.items():
+            layer: Any = model.get_submodule(where)
+            layer.weight.copy_(part.merged(layer))
     remove_adapter(model, name)
     if not adapted_layers(model):
         model.requires_grad_(True)

@@ -117,12 +117,15 @@ class NF4Linear(nn.Module):
         """The matrix (M, K)."""
         return dequantize(self.codes, self.scales, self.ranges, self.mean, (self.out_features, self.in_features), dtype)
 
-    def plain(self, weight: Tensor) -> nn.Linear:
-        """A layer of torch's own with this matrix and the bias of this one."""
+    def plain(self) -> nn.Linear:
+        """A layer of torch's own with the numbers that this one stands for, and all that hangs on it."""
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(weight)
+        layer.weight = nn.Parameter(self.dequantized(), requires_grad=False)
         if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach())
+            layer.bias = self.bias
+        for name, child in self.named_children():
+            layer.add_module(name, child)
+        layer._forward_hooks = self._forward_hooks
         return layer.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,12 +140,23 @@ class NF4Linear(nn.Module):
 def quantize_layers(model: nn.Module) -> int:
     """Exchange the linear layers of a model's blocks for such in 4 bits, one at a time and in place; returns how many.
 
-    Experts stay as they are, and so do the router, the token tables and the heads.
+    Experts stay as they are, and so do routers, the token tables and the heads.
     """
     names = [name for name, module in model.named_modules()
              if type(module) is nn.Linear and ".layers." in name and not name.endswith(".router")]  # fmt: skip
     for name in names:
-        place, _, last = name.rpartition(".")
         layer: Any = model.get_submodule(name)
-        setattr(model.get_submodule(place), last, NF4Linear(layer.weight, layer.bias))
+        _put(model, name, NF4Linear(layer.weight, layer.bias))
     return len(names)
+
+
+def unpack_layers(model: nn.Module) -> None:
+    """Exchange a model's layers in 4 bits for torch's own, one at a time and in place."""
+    for name in [name for name, module in model.named_modules() if isinstance(module, NF4Linear)]:
+        layer: Any = model.get_submodule(name)
+        _put(model, name, layer.plain())
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    place, _, last = name.rpartition(".")
+    setattr(model.get_submodule(place), last, module)

@@ -140,7 +140,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     large = x.numel() * len(weight) >= _LEAST
     if not torch.is_grad_enabled() or x.dtype == torch.float64:
         return None
-    if (dtype == torch.float32 == x.dtype == weight.dtype and how.onednn and large) or (dtype != weight.dtype and weight.requires_grad):
+    if (dtype == torch.float32 == x.dtype == weight.dtype and how.onednn and large) or dtype != weight.dtype:
         found: Tensor = _Linear.apply(x, weight, bias, dtype, how)  # type: ignore[no-untyped-call]
         return found
     return None
