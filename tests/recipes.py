@@ -154,7 +154,8 @@ def plain(kind: str, folder: Path, **train: Any) -> dict[str, Any]:
     objective = {"kind": kind, **OBJECTIVES[kind]}
     if kind in ("PPO", "GRPO"):
         objective["rewards"] = [f"{folder}/rewards.py:different", {"function": f"{folder}/rewards.py:short", "weight": 0.1}]
-    tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if kind in ("Classification", "Contrastive") else VOCABULARY}
+    few = kind in ("Classification", "Contrastive", "SeveralLabels", "Regression")
+    tokenizer: dict[str, Any] = {"kind": "characters", "vocab_size": 40 if few else VOCABULARY}
     if kind == "FillInTheMiddle":
         tokenizer["add"] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     if kind == "Mixture":

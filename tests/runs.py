@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from triform.train import Recipe, read_metrics, run
 
-TIMINGS = {"seconds", "tokens_per_second", "peak_share", "memory", "peak_memory"}
+TIMINGS = {"seconds", "rollout_seconds", "tokens_per_second", "peak_share", "memory", "peak_memory"}
 
 
 class Killed(BaseException):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from .pinned import Archive, Pinned, fetch
-from .readers import READERS, standard_library
+from .readers import GENERATED, READERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,4 +62,4 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
     """The rows of the data of a name, which is fetched first where it must be. `triform data show NAME` lists the columns."""
     item = entry(name)
     folder = get(name)
-    return standard_library() if folder is None else READERS[item.name](folder)
+    return GENERATED[item.name]() if folder is None else READERS[item.name](folder)

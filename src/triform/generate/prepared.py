@@ -6,6 +6,7 @@ Shapes: D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -18,6 +19,7 @@ from triform.hub.gguf.blocks import Blocks
 from triform.hub.gguf.reader import GGUFFile
 from triform.kernels import Arena, Kind, Packed, PackedEmbedding, PackedLinear, library, pack, pack_blocks, packed_bytes, unpack
 from triform.nn import Transformer
+from triform.nn.adapter import adapted_layers, adapter_names, merge_adapter
 from triform.nn.heads import LanguageModel
 from triform.text import Tokenizer
 
@@ -26,7 +28,7 @@ from .stepper import Stepper
 Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-__all__ = ["PackedHead", "Precision", "Stepper", "blocks_of", "load_prepared", "prepare"]
+__all__ = ["PackedHead", "Precision", "Stepper", "blocks_of", "load_prepared", "packed_copy", "prepare"]
 
 
 class Stored(Protocol):
@@ -100,6 +102,24 @@ def prepare(model: Any, precision: Precision = "auto", stored: Stored | None = N
     with torch.no_grad():
         _Exchange(model, dtype, _Source(stored, kind, precision == "auto", _output(model))).run()
     return model.to(dtype).eval()
+
+
+def packed_copy(model: Any, precision: Precision = "auto") -> Any:
+    """A copy of a model that is being trained, made ready by `prepare`, with its adapters merged into it.
+
+    It is as the model is now; what is not packed (norms, biases) it shares with it. Where there is nothing to pack for, on a GPU or
+    without native kernels, the model itself.
+    """
+    if next(model.parameters()).device.type != "cpu" or library() is None:
+        return model
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    copied = deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()})
+    for layer in adapted_layers(copied).values():
+        if isinstance(layer, nn.Linear):  # else it would be merged into the model's own
+            layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
+    for name in adapter_names(copied):
+        merge_adapter(copied, name)
+    return prepare(copied, precision)
 
 
 @dataclass(frozen=True)

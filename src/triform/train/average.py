@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """The exponential moving average of a model's parameters, by name (Polyak & Juditsky 1992).
+    """The exponential moving average of the parameters that a model trains, by name (Polyak & Juditsky 1992).
 
     After step t, counted from 0, an average a becomes d * a + (1 - d) * p, where d is the smaller of
     `decay` and (1 + t) / (10 + t), so that the weights of the start are soon forgotten.
@@ -18,7 +18,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -47,4 +47,6 @@ class Average:
 
     def _swap(self) -> None:
         for name, parameter in self.model.named_parameters():
+            if name not in self.values:
+                continue
             parameter.data, self.values[name] = self.values[name], parameter.data

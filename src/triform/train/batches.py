@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,12 +17,7 @@ from .recipe import TrainRecipe
 
 
 class Batches:
-    """The batches of a split under a recipe. Any process can say what is in any step.
-
-    figures: of the last step's batches, where there is more to tell of them than the loss does.
-    """
-
-    figures: dict[str, Any] = {}
+    """The batches of a split under a recipe. Any process can say what is in any step."""
 
     def __init__(self, objective: Objective, samples: Samples, recipe: TrainRecipe) -> None:
         self.objective, self.samples, self.recipe = objective, samples, recipe
@@ -94,6 +88,11 @@ class Batches:
         for start in range(0, len(ranked), size):
             chosen = ranked[start : start + size]
             yield self._collate(chosen, [(self.recipe.seed, int(i)) for i in chosen])
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What there is to tell of the last step's batches beside their loss."""
+        return {}
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint must hold for the next step's batches to be made, by file."""

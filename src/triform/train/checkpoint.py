@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, and known to be what was written.
 
-A checkpoint is a folder `step-00000100` with the weights, the optimizer's state by
+A checkpoint is a folder `step-00000100` with the weights (with an adapter, those that are trained), the optimizer's state by
 parameter name, the averaged weights if there are any, `state.json`, and `SHA256SUMS` of these
 files. It is written under a temporary name, synced and renamed, so that a run killed at
 any instant leaves only whole ones.
@@ -29,6 +29,7 @@ from triform.config.files import sync
 from triform.hub import read_weights
 from triform.hub.public import weights
 from triform.hub.safetensors import write
+from triform.nn.adapter import adapter_names, trainable
 
 from .average import Average
 from .optimizer import Optimizer
@@ -49,9 +50,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
+def kept(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights that a checkpoint holds, by name: all, or with an adapter what is trained."""
+    return trainable(model) if adapter_names(model) else weights(model)
+
+
 def parts_of(model: torch.nn.Module, optimizer: Optimizer, average: Average | None) -> Parts:
     """The tensors of a checkpoint, by file."""
-    parts = {"model.safetensors": weights(model), "optimizer.safetensors": optimizer.state()}
+    parts = {"model.safetensors": kept(model), "optimizer.safetensors": optimizer.state()}
     return parts if average is None else parts | {"average.safetensors": average.values}
 
 
@@ -77,7 +83,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: Optimizer, average: Average | None = None) -> None:
     """Take up weights, averages and optimizer state. Raises ValueError when they are of another model or optimizer."""
     try:
-        read_weights(model, path / "model.safetensors")
+        read_weights(model, path / "model.safetensors", kept(model))
         optimizer.load(load_file(path / "optimizer.safetensors"))
         if average is not None:
             average.load(load_file(path / "average.safetensors"))

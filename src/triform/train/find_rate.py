@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from triform.config.files import replacing
+from triform.objectives.on_policy import OnPolicy
 
 from .loop import Trainer
 from .recipe import Recipe
@@ -42,6 +43,8 @@ def find_rate(recipe: Recipe, *, steps: int = 100, low: float = 1e-6, high: floa
     """
     if not (0 < low < high) or steps < 10:
         raise ValueError(f"find_rate: expected 0 < low < high and at least 10 steps, got {low}, {high} and {steps}")
+    if isinstance(recipe.objective, OnPolicy):
+        raise ValueError(f"find_rate: the loss of {type(recipe.objective).__name__} says nothing of a rate; watch the reward of short runs")
     with tempfile.TemporaryDirectory(prefix="triform-rate-") as place:
         sweep = replace(recipe, train=replace(recipe.train, steps=steps, warmup=0, guard=None, track=(), samples=None, curriculum=None))
         losses = _sweep(Trainer(sweep, Path(place), progress=report is not None), steps, low, high, report or (lambda step: None))

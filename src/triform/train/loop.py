@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from triform import config, hub
-from triform.nn import build
+from triform.data.shards import fingerprint
+from triform.nn import add_adapter, build
 from triform.objectives import Batch, Objective
+from triform.objectives.on_policy import OnPolicyObjective
 from triform.planner.machine import matmul_peak, total_memory
 
 from .allocator import keeping_memory
 from .batches import Batches
-from .checkpoint import Checkpoints, checkpoints, load_checkpoint, parts_of, read_state, step_of
-from .folder import SAMPLES, SKIPPED, claim, starting, sweep
+from .checkpoint import Checkpoints, checkpoints, kept, load_checkpoint, parts_of, read_state, step_of
+from .folder import ROLLOUTS, SAMPLES, SKIPPED, claim, starting, sweep
 from .guard import write_skipped
 from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
 from .offload import check_offload
 from .onednn import check_onednn
 from .outlook import announce, check_memory, measuring, outlook, resident, write_comparison, write_plan
 from .peak import check_precision, choose_precision
-from .prepare import check_length, prepare, text_fingerprint
+from .prepare import Prepared, check_length, prepare, text_fingerprint
+from .preview import show_example
 from .recipe import Recipe
+from .reference import read_reference, reference, weights_hash, with_columns, write_reference
+from .rewards import Rewards
+from .rollouts import Policy, Reference, Rollouts
 from .samples import Samples, shown, write_samples
 from .state import held
 from .step import Steps
 from .track import Trackers
+
+_OTHER_START = "{}: train.start is not the model this run began with; change it back, or start a new one with --out"
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Result:
     """What a run came to.
 
     seconds: time in steps, validation and samples. flops: of forward and backward passes. finished:
-    False when interrupted.
+    False when interrupted. trained: of the parameters, where an adapter leaves the others as they are.
     """
 
     folder: str
@@ -58,14 +68,17 @@ class Result:
     validation_loss: float | None
     validation_accuracy: float | None
     finished: bool
+    trained: int | None = None
 
 
 class Trainer(Steps):
-    """A run in a folder, from its recipe; `run` below is the way in."""
+    """A run in a folder, from its recipe; `run` below is the way in. prepared: other data than the recipe's, to try it on."""
 
     objective: Objective
 
-    def __init__(self, recipe: Recipe, folder: Path, *, progress: bool = True, force: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, progress: bool = True, force: bool = False, prepared: Prepared | None = None
+    ) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_precision(self.settings.precision, self.device)
@@ -82,10 +95,10 @@ class Trainer(Steps):
         self.checkpoints = Checkpoints(folder / "checkpoints", self.settings)
         newest = self.checkpoints.newest()
         saved = None if newest is None else read_state(newest)
-        text = text_fingerprint(recipe.data)
+        text = text_fingerprint(recipe.data) if prepared is None else ""
         if saved and saved["text"] != text:
             raise ValueError(f"{folder}: the text in {recipe.data.source} has changed since this run began; start a new one with --out")
-        prepared = prepare(recipe, folder, text, progress=progress)
+        prepared = prepared or prepare(recipe, folder, text, progress=progress)
         self.objective, self.tokenizer = prepared.objective, getattr(prepared.objective, "tokenizer", None)
         self.spec = recipe.architecture(self.objective.vocab_size)
         facts = {"text": text, "tokenizer": self.objective.fingerprint, "model": config.to_dict(self.spec, hint=config.Model)}
@@ -93,17 +106,34 @@ class Trainer(Steps):
             if saved and saved[name] != value:
                 raise ValueError(f"{folder}: the {name} is not the one this run began with; change it back, or start a new one with --out")
         self.model = build(self.spec, device=self.device, seed=self.settings.seed)
-        if start is not None and newest is None:
+        adapter = self.settings.adapter
+        answers = isinstance(self.objective, OnPolicyObjective)
+        refers = isinstance(self.objective, OnPolicyObjective) and self.objective.needs_reference
+        if start is not None and (newest is None or refers or adapter is not None):
             self._begin_from(start)
+        if adapter is not None:
+            facts["base"] = self._base(saved)
+            add_adapter(self.model, adapter, seed=self.settings.seed)
+        if self.objective.compares or refers:
+            facts["start"] = saved["start"] if saved else weights_hash(self.model)
+        if refers and facts["start"] != weights_hash(self.model):
+            raise ValueError(_OTHER_START.format(folder))
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         # A resumed run goes on with the products it began with: another machine, or another measurement, would choose others.
         ways = {"linear": saved.get("linear", "torch"), "compiled": saved.get("compiled", False)} if saved else {}
+        referred = Reference(self.objective, self.model) if refers else None
+        self.objective.attach(self.model)
         super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision, **ways)
-        self.train = Batches(self.objective, prepared.train, self.settings)
+        batches = self._rollouts(referred) if answers else partial(Batches, self.objective)
+        self.train = batches(prepared.train, self.settings)
         self.train.check()
-        self.validation = Batches(self.objective, prepared.validation, self.settings) if len(prepared.validation) else None
+        self.validation = batches(prepared.validation, self.settings) if len(prepared.validation) else None
+        if self.objective.compares:
+            again = start if newest is not None and adapter is None else None
+            self._refer(facts | {"precision": precision}, again, progress=progress)
         if newest is not None:
             load_checkpoint(newest, self.model, self.optimizer, self.average)
+            self.train.take_up(newest)
         facts |= {"precision": precision, "linear": self.linear, "compiled": self.compiled is not None}
         counts: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "validated": None, "last": {}}
         self.state: dict[str, Any] = saved or counts | {"guard": None, **facts}
@@ -112,17 +142,54 @@ class Trainer(Steps):
             self.state["guard"] = self.watch.memory = self.state["guard"] or self.watch.memory
         if self.scaling is not None:
             self.state["scaling"] = self.scaling.memory = self.state.get("scaling") or self.scaling.memory
+        if isinstance(self.train, Rollouts):
+            self.state["rollouts"] = self.train.policy.memory = self.state.get("rollouts") or self.train.policy.memory
         self.last: dict[str, Any] = self.state["last"]
         wanted, labels = self.settings.samples, getattr(recipe.objective, "labels", ())
         self.samples = None if wanted is None else Samples(wanted, self.model, self.tokenizer, labels, self.settings.seed)
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
         tokenizer = start.tokenizer()
-        if tokenizer is not None and tokenizer.fingerprint != self.objective.fingerprint:
+        if tokenizer is not None and (self.tokenizer is None or tokenizer.fingerprint != self.tokenizer.fingerprint):
             raise ValueError(
                 f"train.start: the model in {start.path} has another tokenizer than this run; set tokenizer.path={start.path}"
             )
         start.begin(self.model)
+
+    def _refer(self, facts: dict[str, Any], start: hub.Checkpoint | None, *, progress: bool) -> None:
+        """Give the samples what the model that the run begins with says of them, from the folder where it is there.
+
+        start: what to begin from where the model does not have those weights any more.
+        """
+        parts = {"train": (self.train, self.train.visited())}
+        if self.validation is not None:
+            parts["validation"] = (self.validation, self.validation.spread(self.settings.validation_batches))
+        for name, (batches, which) in parts.items():
+            file = self.folder / "reference" / f"{name}.safetensors"
+            wanted = fingerprint({**facts, "part": name, "batch": self.settings.batch, "samples": hashlib.sha256(which).hexdigest()})
+            columns = read_reference(file, wanted)
+            if columns is None:
+                if start is not None:
+                    self._begin_from(start)
+                if weights_hash(self.model) != facts["start"]:
+                    raise ValueError(_OTHER_START.format(self.folder))
+                columns = reference(batches, which, self.model, self._autocast, name=name, progress=progress)
+                write_reference(file, columns, wanted)
+            batches.samples = with_columns(batches.samples, columns)
+
+    def _base(self, saved: dict[str, Any] | None) -> str:
+        """The hash of the weights beneath the adapter, which no checkpoint holds and which must be those that the run began with."""
+        found = weights_hash(self.model)
+        if saved and saved["base"] != found:
+            raise ValueError(_OTHER_START.format(self.folder))
+        return found
+
+    def _rollouts(self, referred: Reference | None) -> Callable[..., Batches]:
+        """What makes the batches of an objective that learns from the model's own answers."""
+        assert isinstance(self.objective, OnPolicyObjective)
+        rewards, precision = Rewards(self.objective.spec.judges, self.device), "bf16" if self.precision == "bf16" else "auto"
+        policy = Policy(self.model, rewards, referred, self._autocast, precision, file=self.folder / ROLLOUTS)
+        return partial(Rollouts, self.objective, policy=policy)
 
     def _note_threads(self) -> None:
         """Say so where a run goes on with another number of threads: kernels share sums out among them, and so round otherwise."""
@@ -137,8 +204,10 @@ class Trainer(Steps):
         """Run the steps that are left. False when interrupted by a signal, with a checkpoint written."""
         self.peak = matmul_peak(self.precision, self.device)
         self.metrics.start(self.state["step"])
-        for name in (SKIPPED, SAMPLES):
+        for name in (SKIPPED, SAMPLES, ROLLOUTS):
             keep_until(self.folder / name, self.state["step"])
+        if self.validation is not None and self.state["step"] == 0 and isinstance(self.train, Rollouts):
+            self.last |= self._validate(0)  # how good the answers are before anything is learned from them
         with _stop_flag() as stopped:
             for step in range(self.state["step"], self.settings.steps):
                 self.last |= self._step(step)
@@ -149,7 +218,7 @@ class Trainer(Steps):
                 report(dict(self.last) | self._sample(done))
                 stop = stopped.is_set()
                 if not end and (stop or done % self.settings.checkpoint_every == 0):
-                    parts = parts_of(self.model, self.optimizer, self.average)
+                    parts = parts_of(self.model, self.optimizer, self.average) | self.train.parts()
                     self.checkpoints.save(parts, self.state, background=self.settings.background and not stop)
                 if stop and not end:
                     return False
@@ -167,7 +236,7 @@ class Trainer(Steps):
         tokens, work = row.pop("tokens"), row.pop("flops")
         for key, value in {"step": 1, "seconds": seconds, "tokens": tokens, "flops": work}.items():
             self.state[key] += value
-        row = {"step": step + 1, **row, "tokens": self.state["tokens"]}
+        row = {"step": step + 1, **row, **self.train.figures, "tokens": self.state["tokens"]}
         row |= {"tokens_per_second": tokens / seconds, "peak_share": work / seconds / self.peak, "seconds": self.state["seconds"]}
         row |= resident(self.device)
         self.metrics.write(row)
@@ -219,9 +288,14 @@ class Trainer(Steps):
         return {"sample": shown(rows[0])}
 
     def export(self) -> None:
-        """Write the model, its tokenizer and its task to the run's folder `model`."""
-        with self.averaged():
-            hub.save(self.model, self.tokenizer, self.folder / "model", self.objective.task())
+        """Write the model, or its adapter alone, its tokenizer and its task to the run's folder `model`."""
+        with self.averaged(), self.objective.detached(self.model):
+            if self.settings.adapter is None:
+                hub.save(self.model, self.tokenizer, self.folder / "model", self.objective.task())
+            else:
+                start = self.settings.start
+                assert start is not None
+                hub.save_adapter(self.model, self.tokenizer, self.folder / "model", start, self.objective.task())
 
     def result(self, finished: bool) -> Result:
         """What the run has come to so far."""
@@ -230,6 +304,7 @@ class Trainer(Steps):
             str(self.folder), state["step"], state["seconds"], state["tokens"], state["flops"],
             sum(p.numel() for p in self.model.parameters()), self.precision,
             last.get("loss"), last.get("validation_loss"), last.get("validation_accuracy"), finished,
+            None if self.settings.adapter is None else sum(tensor.numel() for tensor in kept(self.model).values()),
         )  # fmt: skip
 
 
@@ -261,15 +336,18 @@ def _stop_flag() -> Iterator[threading.Event]:
             signal.signal(number, previous)
 
 
-def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool = False, report: Report | None = None) -> Result:
+def run(
+    recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool = False, report: Report | None = None,
+    begun: Callable[[Trainer], None] | None = None,
+) -> Result:  # fmt: skip
     """Train what a recipe describes in a folder; returns what it came to.
 
     The folder holds recipe.yaml, plan.json, metrics.jsonl, samples.jsonl where samples are asked for, checkpoints/, model/ (what `hub.load`
     reads), curves.svg, result.json and forecast.json, the plan beside what was measured. With `resume` a run goes on from its newest
     checkpoint with the same data order, and one that has finished is left as it is.
     What the plan says cannot fit is refused, unless by `force`. `report` is called with each
-    step's figures; None prints the plan and draws a progress bar. Raises ValueError when the
-    folder holds another run, and for whatever is wrong in the recipe.
+    step's figures; None prints the plan and draws a progress bar. `begun` is called with the trainer of a new run before its
+    first step. Raises ValueError when the folder holds another run, and for whatever is wrong in the recipe.
     """
     folder = Path(folder)
     going_on = claim(folder, recipe, resume=resume)
@@ -284,6 +362,8 @@ def run(recipe: Recipe, folder: str | Path, *, resume: bool = False, force: bool
             with starting(folder, recipe):
                 alone.enter_context(held(folder))
                 trainer = Trainer(recipe, folder, progress=report is None, force=force)
+                if begun is not None:
+                    begun(trainer)
         return _finished(trainer, report)
 
 
@@ -295,6 +375,7 @@ def _finished(trainer: Trainer, report: Report | None) -> Result:
         write_plan(folder, forecast)
         if report is None:
             print(announce(forecast), file=sys.stderr)
+            show_example(trainer.objective, trainer.train.samples)
         bar = progress_bar(recipe.train.steps, trainer.state["step"], report)
         with keeping_memory(), measuring(trainer.device) as measured, bar as reporter:
             finished = trainer.fit(reporter)

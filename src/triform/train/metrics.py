@@ -38,7 +38,7 @@ class Metrics:
     def start(self, step: int) -> None:
         """Drop rows after a step."""
         self.file.touch()
-        keep_until(self.file, step)
+        keep_until(self.file, step or -1)  # what was measured before the first step is measured again
         self.trackers.start(step)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -119,6 +119,10 @@ def figures(row: dict[str, Any]) -> str:
     parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if "validation_loss" in row:
         parts.append(f"validation {row['validation_loss']:.3f}")
+    if "reward" in row:
+        parts.append(f"reward {row['reward']:.3f}")
+    if "validation_reward" in row:
+        parts.append(f"validation reward {row['validation_reward']:.3f}")
     if "validation_accuracy" in row:
         parts.append(f"accuracy {100 * row['validation_accuracy']:.1f} %")
     parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
@@ -148,8 +152,11 @@ def plot_curves(folder: Path) -> Path:
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder / "metrics.jsonl")
+    panels = dict(PANELS)
+    if any("reward" in row for row in rows):  # a policy's loss says nothing of how good it is
+        panels = {"reward": ("reward", "validation_reward")} | {title: names for title, names in PANELS.items() if "loss" not in names}
     figure = Figure(figsize=(10, 6.8), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    for axis, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for name in names:
             x, y = points(rows, name)
             if x:

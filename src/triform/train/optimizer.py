@@ -52,13 +52,13 @@ def _build(groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Opt
 
 
 class Optimizer:
-    """The optimizer of a recipe over a model's named parameters; Muon has AdamW beside it.
+    """The optimizer of a recipe over a model's named parameters, frozen ones left out; Muon has AdamW beside it.
 
     Only matrices decay: norms, biases and other vectors are left alone.
     """
 
     def __init__(self, model: Transformer | DualEncoder, recipe: TrainRecipe) -> None:
-        self.names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
+        self.names: dict[Tensor, str] = {p: n for n, p in model.named_parameters() if p.requires_grad}
         muon: list[Tensor] = []
         decayed: list[Tensor] = []
         rest: list[Tensor] = []

@@ -17,6 +17,7 @@ import torch
 from triform import config
 from triform.config.files import replacing
 from triform.objectives import Causal, Masked
+from triform.objectives.on_policy import longest_rows
 from triform.planner import Plan, Setting, hardware, memory, plan
 from triform.planner.describe import short
 from triform.planner.forecast import positions
@@ -37,11 +38,11 @@ def device_here() -> Literal["cpu", "cuda"]:
 
 def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str | None = None) -> Setting:
     """The setting that a recipe trains with; rows count with their full length."""
-    longest = {stack: tokens for stack, (_, tokens) in recipe.objective.longest().items()}
     spec = model if model is not None else recipe.architecture()
+    longest = {stack: tokens for stack, (_, tokens) in longest_rows(recipe.objective, spec.form).items()}
     both = spec.form == "encoder-decoder"
     return Setting(
-        batch=recipe.train.batch,
+        batch=recipe.train.batch * getattr(recipe.objective, "rows_a_sample", 1),
         accumulate=recipe.train.accumulate,
         sequence=longest.get("encoder" if spec.form != "decoder-only" and "encoder" in longest else "decoder", 1),
         target=longest["decoder"] if both else None,
@@ -51,6 +52,7 @@ def setting_of(recipe: Recipe, model: config.Model | None = None, precision: str
         rows="packed" if isinstance(recipe.objective, Causal | Masked) else "padded",
         average=recipe.train.ema is not None,
         offload=recipe.train.offload,
+        adapter=recipe.train.adapter,
         device=device_here(),
     )
 

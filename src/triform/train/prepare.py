@@ -62,9 +62,10 @@ def prepared_folder(data: DataRecipe, text: str | None = None) -> Path:
     return Path(data.folder) if data.folder else cache_folder() / "prepared" / (text or text_fingerprint(data))[:16]
 
 
-def bad_rows(data: DataRecipe) -> BadRows:
-    """Who is told of a recipe's bad rows, and leaves them out where it says so."""
-    return BadRows(data.skip_bad, "; mend it, or leave such rows out with data.skip_bad=true")
+def bad_rows(data: DataRecipe, folder: Path | None = None) -> BadRows:
+    """Who is told of a recipe's bad rows, and leaves them out where it says so, listed in a folder."""
+    advice = "; mend it, or leave such rows out with data.skip_bad=true"
+    return BadRows(data.skip_bad, advice, None if folder is None else folder / BAD)
 
 
 def cleaned(
@@ -198,7 +199,16 @@ def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -
     Raises ValueError for a source that cannot be read or is empty, a vocabulary larger than
     the text allows, or a model that cannot be trained so.
     """
-    ready, bad = prepared_folder(recipe.data, text), bad_rows(recipe.data)
+    ready, bad = prepared_folder(recipe.data, text), bad_rows(recipe.data, folder)
+    with bad.explaining():
+        found = _prepared(recipe, (folder, ready), text, bad, progress)
+    if len(bad):
+        print(f"{len(bad):,} bad rows are left out, listed in {folder / BAD}; the first: {bad.first}", file=sys.stderr)
+    return found
+
+
+def _prepared(recipe: Recipe, folders: tuple[Path, Path], text: str, bad: BadRows, progress: bool) -> Prepared:
+    folder, ready = folders
     train, validation = splits(recipe.data, text, progress=progress, bad=bad)
     objective = objective_of(recipe, train, text, folder, bad)
     settings = config.to_dict(recipe.objective, defaults=True)
@@ -219,15 +229,7 @@ def prepare(recipe: Recipe, folder: Path, text: str, *, progress: bool = True) -
 
             shards = prepare_shards(rows, encode, place, made_from, vocab_size=sizes, progress=progress, total=total)
         parts[name] = objective.samples(shards)
-    _tell(bad, folder / BAD)
     return Prepared(objective, parts["train"], parts["validation"])
-
-
-def _tell(bad: BadRows, file: Path) -> None:
-    """Say how many rows were left out, and put them on record; a run that goes on with its shards reads none, and keeps the record."""
-    if len(bad):
-        bad.write(file)
-        print(f"{len(bad):,} bad rows are left out, listed in {file}; the first: {bad.first}", file=sys.stderr)
 
 
 def _expected(data: DataRecipe, ready: Path, name: str) -> int | None:

@@ -78,12 +78,7 @@ class Policy:
 
 
 class Rollouts(Batches):
-    """The batches of a split of prompts under a recipe, made of the answers to them.
-
-    figures: of the rollout that the last step was made of: reward (mean), reward_NAME of each judge, reward_spread (the mean
-    deviation in a group), alike_share (groups in which all answers have one reward, which teach nothing), answer_tokens (mean),
-    ended_share (answers that were not cut off), and what the objective adds. seconds: that making it took.
-    """
+    """The batches of a split of prompts under a recipe, made of the answers to them."""
 
     objective: OnPolicyObjective
 
@@ -91,6 +86,14 @@ class Rollouts(Batches):
         super().__init__(objective, samples, recipe)
         self.policy, self.spec = policy, objective.spec
         self.held: list[Sample] | None = None
+        self.seconds: float | None = None  # that the last step's rollout took, where it made one
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of the rollout that the last step was made of: reward (mean), reward_NAME of each judge, answer_tokens (mean), ended_share
+        (answers that were not cut off), and what the objective adds; rollout_seconds, where the step made it."""
+        found: dict[str, float] = self.policy.memory.get("figures", {})
+        return found if self.seconds is None else found | {"rollout_seconds": self.seconds}
 
     def check(self) -> None:
         """Raise ValueError for settings that mean nothing for answers."""
@@ -108,8 +111,10 @@ class Rollouts(Batches):
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of a step; the first of a rollout has it made."""
         number, turn, part = self._place(step)
-        if turn == part == 0:
+        begin, fresh = time.perf_counter(), turn == part == 0
+        if fresh:
             self.held = self._roll_out(number, step)
+        self.seconds = time.perf_counter() - begin if fresh else None
         assert self.held is not None
         group, size = self.spec.group, self.recipe.batch
         chosen = [place * group + i for place in self._share(number, turn, part) for i in range(group)]
@@ -162,7 +167,7 @@ class Rollouts(Batches):
         return order[part * size : (part + 1) * size]
 
     def _roll_out(self, number: int, step: int) -> list[Sample]:
-        begin, spec = time.perf_counter(), self.spec
+        spec = self.spec
         size = self.recipe.batch * self.recipe.accumulate * spec.minibatches
         rows = [self.samples[i] for i in self.order.indices(number * size, size) for _ in range(spec.group)]
         how = Sampling(max_new_tokens=spec.max_new_tokens, temperature=spec.temperature, top_p=spec.top_p)
@@ -174,10 +179,10 @@ class Rollouts(Batches):
         found = self.objective.judge(samples, scores[:, 0], self.policy.memory)
         self._record(step + 1, rows, runs, scores)
         said = zip(self.objective.figures, np.nansum(scores, axis=0), (~np.isnan(scores)).sum(0), strict=True)
-        self.figures = {name: float(total / count) for name, total, count in said if count} | found
-        self.figures["answer_tokens"] = float(np.mean([len(run.ids) for run in runs]))
-        self.figures["ended_share"] = float(np.mean([run.finish_reason == "stop" for run in runs]))
-        self.figures["rollout_seconds"] = time.perf_counter() - begin
+        figures = {name: float(total / count) for name, total, count in said if count} | found
+        figures["answer_tokens"] = float(np.mean([len(run.ids) for run in runs]))
+        figures["ended_share"] = float(np.mean([run.finish_reason == "stop" for run in runs]))
+        self.policy.memory["figures"] = figures
         return samples
 
     def _answers(self, rows: Sequence[Sample], how: Sampling, seeds: Sequence[int] | None) -> list[TokenRun]:
