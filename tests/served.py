@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+import numpy as np
 import tiny
 import torch
 from openai import OpenAI
+from PIL import Image
 from recipes import LINES
 
 import triform
 from triform import config
+from triform.generate import PictureFormat
 from triform.generate.engine import Engine
 from triform.generate.requests import Event, Request, Ticket
-from triform.serve import Judge, Models, Settings, Writer, create_app, listen
+from triform.serve import Judge, Models, Settings, Viewer, Writer, create_app, listen
 from triform.serve.run import Server
 from triform.text import Tokenizer, train_tokenizer
 
@@ -51,7 +56,19 @@ def random_writer(name: str = "tiny", capacity: int = 1024, slots: int = 4, queu
     return Writer(name, model, tokenizer, Engine(model, tokenizer, slots=slots, capacity=capacity, queue=queue))
 
 
-def disturbed(spec: config.Transformer) -> Any:
+def translator(name: str = "both") -> Writer:
+    """An encoder-decoder with random weights, behind the real engine."""
+    tokenizer = chat_tokenizer()
+    tokens, hidden = config.Tokens(vocab_size=tokenizer.vocab_size), config.FeedForward(hidden=48)
+    across = config.Attention(heads=2)
+    read = config.Block(attention=across, feed_forward=hidden)
+    write = config.Block(attention=config.Attention(heads=2, mask="causal", position=config.Rotary()), cross=across, feed_forward=hidden)
+    encoder, decoder = (config.Stack(width=24, depth=1, input=tokens, pattern=(block,)) for block in (read, write))
+    model = disturbed(config.Transformer(encoder=encoder, decoder=decoder, head=config.LanguageModel(tied=False)))
+    return Writer(name, model, tokenizer, Engine(model, tokenizer, slots=2, capacity=64))
+
+
+def disturbed(spec: config.Model) -> Any:
     """A model whose outputs vary from place to place."""
     model = triform.build(spec, seed=0).eval()
     generator = torch.Generator().manual_seed(0)
@@ -69,6 +86,26 @@ def judge(name: str, head: config.Head) -> Judge:
     stack = config.Stack(width=24, depth=2, input=tokens, pattern=(block,), norm=config.LayerNorm())
     labels = {config.Classify: LABELS, config.ClassifyTokens: ["O", "B-PER", "I-PER"]}.get(type(head))
     return Judge(name, disturbed(config.Transformer(encoder=stack, head=head)), tokenizer, {"labels": labels} if labels else {})
+
+
+def viewer(name: str = "seer", labels: list[str] | None = None) -> Viewer:
+    """A small model of pictures: a classifier with labels, or without them one of pictures and texts."""
+    block = config.Block(attention=config.Attention(heads=2), feed_forward=config.FeedForward(hidden=48))
+    image = config.Stack(width=24, depth=1, input=config.Patches(image=16, patch=8), pattern=(block,), norm=config.LayerNorm())
+    tokenizer, spec = None, config.Transformer(encoder=image, head=config.Classify(labels=len(labels or ["", ""])))
+    if labels is None:
+        tokenizer = chat_tokenizer()
+        tokens = config.Tokens(vocab_size=tokenizer.vocab_size, position=config.Learned(length=16))
+        spec = config.DualEncoder(text=replace(image, input=tokens), image=image, width=24, end_token=tokenizer.eos)
+    return Viewer(name, disturbed(spec), tokenizer, {"labels": labels} if labels else {}, PictureFormat.of(spec, {}))
+
+
+def picture(seed: int, width: int = 20, height: int = 30, kind: str = "PNG") -> bytes:
+    """An encoded picture of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, kind)
+    return held.getvalue()
 
 
 class Scripted:
@@ -162,7 +199,7 @@ def _no_signals() -> Iterator[None]:
 
 
 @contextmanager
-def serving(*models: Writer | Judge, moderator: str | None = None, **settings: Any) -> Iterator[Running]:
+def serving(*models: Writer | Judge | Viewer, moderator: str | None = None, **settings: Any) -> Iterator[Running]:
     """A server of these models, stopped afterwards."""
     running = Running(Models(models, moderator), Settings(**{"drain": 1.0} | settings))
     try:

@@ -60,6 +60,57 @@ def test_scores_are_those_of_whole_passes_and_beat_greedy_search() -> None:
     assert max(gains) > 0.1
 
 
+def diverse(model: Any, prompt: list[int], length: int, groups: int, size: int, penalty: float) -> list[tuple[float, list[int]]]:
+    """Diverse beam search by its definition (Vijayakumar et al. 2018, Hamming diversity), a text and a token at a time."""
+    beams: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(groups)]
+    for _ in range(length):
+        taken: Counter[int] = Counter()
+        for group in range(groups):
+            found = []
+            for score, text in beams[group]:
+                with torch.inference_mode():
+                    chances = model(torch.tensor([prompt + text])).logits[0, -1].log_softmax(-1).tolist()
+                found += [(score + chance - penalty * taken[token], [*text, token]) for token, chance in enumerate(chances)]
+            beams[group] = sorted(found, key=lambda one: -one[0])[:size]
+            taken.update(text[-1] for _, text in beams[group])
+    return sorted((one for group in beams for one in group), key=lambda one: -one[0])
+
+
+@pytest.mark.parametrize(("groups", "size", "penalty"), [(2, 2, 0.5), (3, 1, 2.0), (2, 3, 1.0)])
+def test_groups_of_beams_differ_as_they_are_defined_to(groups: int, size: int, penalty: float) -> None:
+    model = built(decoder_only(60))
+    prompts = torch.randint(60, (3, 5), generator=torch.Generator().manual_seed(2))
+    search = Beams(num_beams=groups * size, num_beam_groups=groups, diversity_penalty=penalty, length_penalty=0.0)
+    search = replace(search, num_return_sequences=groups * size)
+
+    def found(search: Beams) -> list[list[tuple[float, list[int]]]]:
+        runs = generate_ids(model, prompts, sampling=Sampling(max_new_tokens=6, search=search))
+        return [[(run.score or 0.0, run.ids) for run in runs[at : at + groups * size]] for at in range(0, len(runs), groups * size)]
+
+    expected = [diverse(model, prompt, 6, groups, size, penalty) for prompt in prompts.tolist()]
+    for ours, theirs in zip(found(search), expected, strict=True):
+        assert [ids for _, ids in ours] == [ids for _, ids in theirs]
+        assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], abs=1e-3)
+    assert len({tuple(ids) for _, ids in expected[0]}) > size
+    other = found(replace(search, diversity_penalty=3.0 if penalty < 1 else 0.1))
+    assert [[ids for _, ids in rows] for rows in other] != [[ids for _, ids in rows] for rows in expected]
+
+
+def test_groups_end_by_themselves_and_heed_the_rest() -> None:
+    model, tokenizer = model_and_tokenizer()
+    search = Beams(num_beams=4, num_beam_groups=2, diversity_penalty=1.0, num_return_sequences=4, early_stopping=True)
+    sampling = Sampling(max_new_tokens=14, search=search, no_repeat_ngram=2)
+    free = generate(model, tokenizer, PROMPTS, sampling)
+    sampling = replace(sampling, stop=tuple({one.text[3] for one in free[::3] if len(one.text) > 3}))
+    together = generate(model, tokenizer, PROMPTS, sampling)
+    alone = [one for prompt in PROMPTS for one in generate(model, tokenizer, prompt, sampling)]
+    assert [one.ids for one in together] == [one.ids for one in alone]
+    assert len({len(one.ids) for one in together}) > 1
+    for one in together:
+        pairs = list(zip(one.prompt_ids + one.ids, (one.prompt_ids + one.ids)[1:], strict=False))
+        assert len(pairs[len(one.prompt_ids) :]) == len(set(pairs[len(one.prompt_ids) :]))
+
+
 def test_a_stop_string_ends_a_beam_and_is_cut() -> None:
     model, tokenizer = model_and_tokenizer()
     free = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=12, search=BEAMS))
@@ -170,6 +221,10 @@ def test_the_named_searches_are_chatlms() -> None:
         (Beams, {"length_penalty": math.inf}),
         (Beams, {"early_stopping": "always"}),
         (Beams, {"num_return_sequences": 5}),
+        (Beams, {"num_beam_groups": 3, "diversity_penalty": 1.0}),
+        (Beams, {"diversity_penalty": 1.0}),
+        (Beams, {"diversity_penalty": 0.0, "num_beam_groups": 2}),
+        (Beams, {"num_beam_groups": 0}),
         (Contrastive, {"penalty_alpha": 1.5}),
         (Contrastive, {"top_k": 0}),
         (Sampling, {"search": "beams"}),
@@ -183,6 +238,8 @@ def test_values_out_of_range_are_refused(make: Any, wrong: dict[str, Any]) -> No
     assert "\n" not in str(error.value)
 
 
-def test_contrastive_search_draws_nothing() -> None:
+def test_contrastive_search_and_groups_draw_nothing() -> None:
+    with pytest.raises(ValueError, match="temperature: expected 0 with groups of beams"):
+        Sampling(temperature=1.0, search=Beams(num_beam_groups=2, diversity_penalty=1.0))
     with pytest.raises(ValueError, match="temperature: expected 0 with contrastive search"):
         Sampling(temperature=1.0, search=Contrastive())

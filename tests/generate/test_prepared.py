@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import torch
 from gguf_tools import SPECS
 
 from triform import config, hub
+from triform.cli import run
+from triform.cli.models import open_model as command_model
 from triform.generate.prepared import PackedHead, Stepper, load_prepared, prepare
 from triform.generate.slots import Slots
 from triform.hub.gguf import write
 from triform.kernels import PackedEmbedding, PackedLinear, native, unpack
 from triform.kernels.build import variants
 from triform.nn import build
+from triform.serve import Writer, open_model
+
+from .conftest import tokenizer_of
 
 
 def slots_of(model: Any, capacity: int = 8) -> Slots:
@@ -193,3 +199,64 @@ def test_all_processors_agree(precision: Any) -> None:
     for name, scores in found.items():
         assert float((scores - expected).abs().max() / expected.abs().max()) < (1e-5 if precision == "fp32" else 2e-2), name
     assert float((expected[1:] - expected[:-1]).abs().max() / expected.abs().max()) > 2e-2
+
+
+QUANTIZED = [("q8_0", "int8"), ("q4_0", "int4")]
+
+
+@pytest.fixture(params=QUANTIZED, ids=[kind for _, kind in QUANTIZED])
+def quantized(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """A GGUF file with a tokenizer, and the kind of most of its matrices."""
+    dtype, kind = request.param
+    tokenizer = tokenizer_of("byte-bpe")
+    settings = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192, "num_key_value_heads": 2}
+    settings |= {"model_type": "llama", "vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256, "tie_word_embeddings": False}
+    model = build(hub.read_config(settings)[0], seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    write(model, tokenizer, tmp_path / "model.gguf", dtype)
+    return tmp_path / "model.gguf", kind
+
+
+def test_serve_generate_and_chat_take_a_files_blocks_as_they_are(quantized: tuple[Path, str]) -> None:
+    file, kind = quantized
+    plain, _ = hub.load(file)
+    weights = {name: module.weight for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    writer = open_model(str(file), slots=1, capacity=32)
+    try:
+        assert isinstance(writer, Writer)
+        for model in (command_model(file, "auto")[0], writer.model):
+            found = linears(model)
+            assert {layer.kind for layer in found.values()} == {kind}
+            assert all(torch.equal(unpack(layer.packed), weights[name]) for name, layer in found.items())
+        rounded = linears(command_model(file, "int4" if kind == "int8" else "int8")[0])
+        assert not any(torch.equal(unpack(layer.packed), weights[name]) for name, layer in rounded.items() if layer.kind == "int4")
+    finally:
+        writer.close()
+
+
+def test_a_files_blocks_give_the_tokens_of_its_numbers(quantized: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Inputs are rounded to 8 bits: a token may differ from the dequantized model's best one where that is as good as level with it."""
+    file, _ = quantized
+    prompts = ["话说天下大势", "The quick brown fox", "酒店房间"]
+    assert run(["generate", str(file), *prompts, "--max-new-tokens", "24", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    plain, _ = hub.load(file)
+
+    def short(model: Any) -> float:
+        """The most by which a token's log-probability is below the best one's in its place."""
+        most = 0.0
+        for row in rows:
+            ids = row["prompt_ids"] + row["ids"]
+            with torch.no_grad():
+                chances = model(torch.tensor([ids])).logits[0, len(row["prompt_ids"]) - 1 : -1].float().log_softmax(-1)
+            own = chances[range(len(row["ids"])), row["ids"]]
+            most = max(most, float((chances.max(-1).values - own).max()))
+        return most
+
+    assert short(plain) < 0.1
+    with torch.no_grad():
+        plain.decoder.layers["0"].feed_forward.body.down.weight.mul_(0.9)
+    assert short(plain) > 0.1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from served import Running, judge, random_writer, serving
+from served import Running, judge, random_writer, serving, viewer
 
 from triform import config
 
@@ -29,6 +29,7 @@ def server() -> Iterator[Running]:
         judge("filler", config.LanguageModel()),
         judge("tagger", config.ClassifyTokens(labels=3)),
         judge("reader", config.AnswerSpan()),
+        viewer("seer", ["round", "square"]),
     )
     with serving(*models, moderator="judge", answers=16, new_tokens=256) as running:
         yield running

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import torch
 from openai import OpenAI
-from served import TEMPLATES, Running, scripted_writer, serving
+from served import TEMPLATES, Running, scripted_writer, serving, translator
 
 from triform import generate
 from triform.generate import Sampling
@@ -27,7 +28,7 @@ def client(server: Running) -> OpenAI:
 
 
 def test_models_are_listed_and_found(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "judge", "vectors", "filler", "tagger", "reader"]
+    assert [model.id for model in client.models.list()] == ["tiny", "judge", "vectors", "filler", "tagger", "reader", "seer"]
     assert client.models.retrieve("tiny").object == "model"
     with pytest.raises(openai.NotFoundError, match="no model is named"):
         client.models.retrieve("a/b")
@@ -224,6 +225,99 @@ def test_completions_stream_with_log_probabilities(client: OpenAI) -> None:
     assert [token for chunk in chunks for token in chunk.logprobs.tokens] == whole.logprobs.tokens
     assert len(whole.logprobs.token_logprobs) == 10
     assert chunks[-1].finish_reason == "length"
+
+
+def _log_probs(server: Running, ids: list[int]) -> torch.Tensor:
+    model = server.models.by_name["tiny"].model
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return found
+
+
+@pytest.mark.parametrize("form", ["text", "ids"])
+def test_a_prompt_is_scored_and_not_gone_on_with(server: Running, client: OpenAI, form: str) -> None:
+    text = "话说 the quick fox😀"
+    writer: Any = server.models.by_name["tiny"]
+    ids = writer.read_prompts([text])[0].ids
+    assert len(ids) == 1 + len(writer.tokenizer.encode(text)), "a text begins with [BOS]"
+    prompt: Any = text if form == "text" else ids
+    found = client.completions.create(model="tiny", prompt=prompt, max_tokens=0, echo=True, logprobs=2)
+    choice, expected = found.choices[0], _log_probs(server, ids)
+    assert (choice.text, choice.finish_reason, found.usage.completion_tokens) == (text, "length", 0)
+    assert choice.logprobs.token_logprobs[0] is choice.logprobs.top_logprobs[0] is None
+    wanted = [float(expected[place, token]) for place, token in enumerate(ids[1:])]
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(wanted, abs=1e-4)
+    assert choice.logprobs.token_logprobs[1:] != pytest.approx(wanted[::-1], abs=1e-4)
+    columns = (choice.logprobs.tokens, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs)
+    for token, chance, top in list(zip(*columns, strict=True))[1:]:
+        assert top[token] == chance
+        assert 2 <= len(top) <= 3
+    offsets = [*choice.logprobs.text_offset, len(text)]
+    for token, start, end in list(zip(choice.logprobs.tokens, offsets, offsets[1:], strict=False))[1:]:
+        assert token.startswith("bytes:") or token == text[start:end]
+    assert offsets[:2] == [0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_prompt_is_scored_before_its_answer(server: Running, client: OpenAI, count: int) -> None:
+    prompts, writer = ["却说曹操", "话说天下大势"], server.models.by_name["tiny"]
+    options: Any = {"model": "tiny", "prompt": prompts, "max_tokens": 5, "seed": 2, "logprobs": 1, "n": count}
+    options["extra_body"] = {"prompt_logprobs": 3}
+    whole = client.completions.create(**options, echo=True).choices
+    bare = client.completions.create(**options).choices
+    streamed: list[list[Any]] = [[] for _ in whole]
+    for chunk in client.completions.create(**options, echo=True, stream=True):
+        streamed[chunk.choices[0].index].append(chunk.choices[0])
+    for place, (one, alone, chunks) in enumerate(zip(whole, bare, streamed, strict=True)):
+        prompt = prompts[place // count]
+        ids = writer.read_prompts([prompt])[0].ids
+        assert one.text == prompt + alone.text == "".join(chunk.text for chunk in chunks)
+        assert one.logprobs.tokens == [token for chunk in chunks for token in chunk.logprobs.tokens]
+        assert one.logprobs.token_logprobs[: len(ids)] == [None, *_own(one.prompt_logprobs, ids)]
+        assert one.logprobs.tokens[len(ids) :] == alone.logprobs.tokens
+        assert one.logprobs.text_offset[len(ids)] == len(prompt) + alone.logprobs.text_offset[0]
+        assert one.prompt_logprobs == alone.prompt_logprobs == chunks[0].prompt_logprobs
+        expected = _log_probs(server, ids)
+        for row, told in zip(expected, one.prompt_logprobs[1:], strict=False):
+            ranked = {int(token): entry["rank"] for token, entry in told.items()}
+            assert {token for token, rank in ranked.items() if rank <= 3} == set(row.topk(3).indices.tolist())
+            assert all(rank == 1 + int((row > row[token]).sum()) for token, rank in ranked.items())
+
+
+def _own(told: list[Any], ids: list[int]) -> list[float]:
+    return [entry[str(token)]["logprob"] for entry, token in zip(told[1:], ids[1:], strict=True)]
+
+
+def test_a_text_without_echo_is_not_scored(client: OpenAI) -> None:
+    found = client.completions.create(model="tiny", prompt="话说", max_tokens=3, logprobs=0).choices[0]
+    assert len(found.logprobs.tokens) == 3
+    assert not hasattr(found, "prompt_logprobs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_tokens": 0}, "max_tokens: expected at least 1; 0 goes with echo"),
+        ({"prompt": [1, 999999]}, "prompt: expected token ids below"),
+        ({"prompt": [[1, 2], "a"]}, "prompt"),
+        ({"prompt": [[]]}, "prompt: the prompt is empty"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": 5}, "prompt: "),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_mistakes_in_completions_are_told(client: OpenAI, changes: Any, says: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**({"model": "tiny", "prompt": "a"} | changes))
+    assert caught.value.body["message"].startswith(says)
+
+
+def test_an_encoder_decoder_scores_no_prompt() -> None:
+    with serving(translator()) as server:
+        client = server.client()
+        assert client.completions.create(model="both", prompt="a", max_tokens=3, echo=True).choices[0].text.startswith("a")
+        with pytest.raises(openai.BadRequestError, match="echo: expected no scores of the prompt"):
+            client.completions.create(model="both", prompt="a", echo=True, logprobs=1)
 
 
 def test_a_suffix_is_refused_in_words(client: OpenAI) -> None:

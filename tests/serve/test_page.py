@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from browser import Browser, Page
-from served import LABELS, Running, judge, random_writer, scripted_writer, serving
+from served import LABELS, Running, judge, random_writer, scripted_writer, serving, viewer
 
 from triform import config
 
@@ -31,6 +31,8 @@ def site() -> Iterator[Running]:
         judge("filler", config.LanguageModel()),
         judge("tagger", config.ClassifyTokens(labels=3)),
         judge("reader", config.AnswerSpan()),
+        viewer("seer", ["round", "square"]),
+        viewer("chooser"),
     )
     models[1].tokenizer.chat_templates.clear()
     with serving(*models) as running:
@@ -43,10 +45,10 @@ def page(request: pytest.FixtureRequest, chromium: Browser, site: Running) -> It
     found = chromium.page(site.url, *((390, 844) if phone else (1280, 800)), phone=phone, dark=phone)
     found.run("(localStorage.clear(), sessionStorage.clear())")
     found.open(site.url)
-    found.wait("document.querySelectorAll('#model option').length === 7")
+    found.wait("document.querySelectorAll('#model option').length === 9")
     yield found
     assert found.errors == []
-    assert [address for address in found.addresses if not address.startswith(site.url)] == []
+    assert [address for address in found.addresses if not address.startswith((site.url, "data:"))] == []
 
 
 def choose(page: Page, model: str) -> None:
@@ -81,7 +83,7 @@ def test_a_conversation_streams_and_is_text(page: Page, site: Running) -> None:
 def test_it_stops_and_tries_again(page: Page, site: Running) -> None:
     page.run("localStorage.setItem('triform.settings', JSON.stringify({seed: '7'}))")
     page.open(site.url)
-    page.wait("document.querySelectorAll('#model option').length === 7")
+    page.wait("document.querySelectorAll('#model option').length === 9")
     page.click("#prompt")
     page.write("a")
     page.click("#go")
@@ -148,6 +150,38 @@ def test_models_that_judge(page: Page) -> None:
     choose(page, "reader")
     ask(page, "谁？\n却说曹操引兵渡江")
     assert page.run("document.querySelectorAll('.theirs .row').length") == 3
+
+
+PICK = """(async () => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 40, height: 30 });
+  canvas.getContext("2d").fillRect(3, 4, 20, 10);
+  const file = new File([await new Promise((done) => canvas.toBlob(done))], "square.png", { type: "image/png" });
+  const chosen = new DataTransfer();
+  chosen.items.add(file);
+  const input = document.getElementById("file");
+  input.files = chosen.files;
+  input.dispatchEvent(new Event("change"));
+})()"""
+
+
+def test_pictures_are_judged(page: Page) -> None:
+    choose(page, "seer")
+    assert page.run("document.getElementById('prompt').hidden && !document.getElementById('pick').hidden")
+    page.run(PICK)
+    page.wait("document.querySelectorAll('.theirs .row').length === 2")
+    assert page.run("document.querySelector('.mine img').naturalWidth") == 40
+    assert "square.png" in page.text(".mine .said")
+    choose(page, "chooser")
+    page.click("#prompt")
+    page.write("a square\na circle\na cat")
+    page.run(PICK)
+    page.wait("document.querySelectorAll('.theirs .row').length === 3")
+    shares = page.run("[...document.querySelectorAll('.theirs meter')].map(e => e.value)")
+    assert shares == sorted(shares, reverse=True)
+    page.click(".theirs .icon.retry")
+    page.wait("document.querySelectorAll('.theirs .row').length === 3 && document.querySelectorAll('.running').length === 0")
+    choose(page, "plain")
+    assert page.run("document.getElementById('pick').hidden && !document.getElementById('prompt').hidden")
 
 
 def test_settings_reach_the_model(page: Page, site: Running) -> None:

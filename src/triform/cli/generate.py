@@ -69,6 +69,13 @@ def generate(
     num_return_sequences: Annotated[
         int | None, typer.Option(help="With beams: print so many texts a prompt; left out: the best.", show_default=False)
     ] = None,
+    num_beam_groups: Annotated[
+        int | None, typer.Option(help="With beams: they go on in so many groups, which differ by --diversity-penalty.", show_default=False)
+    ] = None,
+    diversity_penalty: Annotated[
+        float | None,
+        typer.Option(help="With groups of beams: taken from a token's score for each group before that chose it.", show_default=False),
+    ] = None,
     penalty_alpha: Annotated[
         float | None, typer.Option(help="Contrastive search: how much likeness to what was said counts; takes --top-k.", show_default=False)
     ] = None,
@@ -94,6 +101,7 @@ def generate(
     from triform.generate.fewshot import FewShot
 
     beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty, "num_return_sequences": num_return_sequences}
+    beams |= {"num_beam_groups": num_beam_groups, "diversity_penalty": diversity_penalty}
     beams["early_stopping"] = {None: None, "true": True, "false": False, "never": "never"}[early_stopping]
     by_chance = top_k or top_p != 1 or min_p or typical_p != 1 or seed is not None
     if temperature is None:

@@ -11,7 +11,7 @@ import typer
 from .models import MODEL, loading
 
 if TYPE_CHECKING:
-    from triform.serve import Judge, Writer
+    from triform.serve.models import Model
 
 app = typer.Typer(add_completion=False)
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -77,16 +77,12 @@ def serve(
     server.run(application, listening, lambda address: _say(address, [model.name for model in opened[0]]))
 
 
-def _open(models: list[str], moderation: str | None, **engine: Any) -> tuple[list[Writer | Judge], str | None]:
+def _open(models: list[str], moderation: str | None, **engine: Any) -> tuple[list[Model], str | None]:
     """The models, and the name of the one that moderates."""
     from triform import hub
-    from triform.serve import open_model
+    from triform.serve import open_model, open_models
 
-    named = [_split(model) for model in models]
-    opened = []
-    for name, place in named:
-        with loading(hub.locate(place)):
-            opened.append(open_model(place, name, **engine))
+    opened = open_models([_split(model) for model in models], loading=loading, **engine)
     if moderation is None or moderation in [model.name for model in opened]:
         return opened, moderation
     with loading(hub.locate(moderation)):

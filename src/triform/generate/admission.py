@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from triform import config
 from triform.nn import Transformer
+from triform.nn.adapter import adapter_number
 from triform.text import Tokenizer
 from triform.text.framing import decoder_start
 
@@ -38,6 +39,8 @@ def row_of(net: Transformer, tokenizer: Tokenizer | None, ticket: Ticket, slots:
     if encodes and spec.decoder is not None:
         check_ids([prompt], spec.decoder)
     assert isinstance(spec.last.input, config.Tokens)
+    if request.prompt_log_probs is not None:
+        _check_scored(spec, request.prompt_log_probs)
     if any(token >= spec.last.input.vocab_size for token, _ in sampling.biases):
         raise ValueError(f"logit_bias: expected ids below the model's {spec.last.input.vocab_size:,} tokens")
     most = room(spec, len(ids), len(prompt), sampling.max_new_tokens)
@@ -53,7 +56,8 @@ def row_of(net: Transformer, tokenizer: Tokenizer | None, ticket: Ticket, slots:
             guide = Matcher(sampling.constraint, tokenizer, eos, context)
     state = State(spelled(sampling, tokenizer), prompt, eos=eos, barred=barred, guide=guide)
     # The last token needs no place, as it is not read again.
-    row = Row(ticket, prompt, ids if encodes else (), state, min(most, slots.capacity + 1 - len(prompt)))
+    mark = 0 if request.adapter is None else (1 + adapter_number(net, request.adapter)) << 40  # above any token's id
+    row = Row(ticket, prompt, ids if encodes else (), state, min(most, slots.capacity + 1 - len(prompt)), mark)
     row.eos = eos
     if tokenizer is not None:
         row.stream = TextStream(tokenizer, context, sampling.stop)
@@ -68,6 +72,13 @@ def _start(request: Request, tokenizer: Tokenizer | None) -> list[int]:
     if not start:
         raise ValueError("start: expected the token that the decoder begins with (the tokenizer's bos, or its pad as T5 has it)")
     return start
+
+
+def _check_scored(spec: config.Transformer, top: int) -> None:
+    if spec.encoder is not None or any(block.attention.mask == "prefix" for block in spec.last.pattern):
+        raise ValueError("prompt_log_probs: expected a decoder-only model that sees its prompt from left to right; leave it out")
+    if top < 0:
+        raise ValueError(f"prompt_log_probs: expected at least 0 of the most probable tokens, got {top}")
 
 
 def start_of(tokenizer: Tokenizer) -> list[int]:

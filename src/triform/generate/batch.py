@@ -16,11 +16,12 @@ from .forms import evaluating
 from .requests import Event, FinishReason, Request, Ticket, TokenRun
 from .rows import Watch, room
 from .runner import Runner
-from .sampler import Choices, NoChoice, choose
+from .sampler import Choices, NoChoice, choose, score
 from .scheduler import Row, Scheduler
 from .slots import Slots, device_memory, token_bytes
 
 _CHUNK = 1024  # tokens of prompts a step, where nobody waits for a first token
+Work = list[tuple[Row, int]]  # who reads, and how many tokens
 
 
 class Batch:
@@ -54,16 +55,35 @@ class Batch:
             return
         pieces = [(row.slot, row.tokens[row.computed : row.computed + count]) for row, count in work]
         whole = [row.computed == 0 and count == len(row.prompt) for row, count in work]
+        every = [row.reads_all and row.computed + 1 < len(row.prompt) for row, _ in work]
         try:
-            scores = self.runner.read(pieces, whole)
+            scores = self.runner.read(pieces, whole, every, [row.ticket.request.adapter for row, _ in work])
         except Exception as error:  # whatever it is, the requests that wait are not to suffer from it
             for row, _ in work:
                 self._fail(row, error)
             return
+        if any(every):
+            work, scores = self._score_prompts(work, every, scores)
         for row, count in work:
             self.read += max(0, min(count, len(row.prompt) - row.computed))
             row.computed += count
         self._choose([row for row, _ in work], scores)
+
+    def _score_prompts(self, work: Work, every: Sequence[bool], scores: Tensor) -> tuple[Work, Tensor]:
+        """Score the tokens of prompts that were read; gives the rows that go on, and the scores of what follows the last of each."""
+        left, last, at = [], [], 0
+        for (row, count), each in zip(work, every, strict=True):
+            end = at + (count if each else 1)
+            told = row.tokens[row.computed + 1 : min(row.computed + 1 + count, len(row.prompt))] if each else []
+            try:
+                row.ticket.run.prompt += score(scores[at : at + len(told)], told, row.ticket.request.prompt_log_probs or 0)
+            except NoChoice as error:
+                self._fail(row, ValueError(str(error)))
+            else:
+                left.append((row, count))
+                last.append(end - 1)
+            at = end
+        return left, scores[last]
 
     def cancel(self) -> None:
         """End all that runs and waits."""
@@ -124,7 +144,8 @@ class Batch:
         if not new:
             return
         try:
-            self.runner.encode([(row.slot, row.source.tolist()) for row in new])
+            sources = [(row.slot, (row.source - row.mark).tolist()) for row in new]
+            self.runner.encode(sources, [row.ticket.request.adapter for row in new])
         except Exception as error:
             for row in new:
                 self._fail(row, error)

@@ -1,8 +1,8 @@
-"""Beam search and beam sampling: the best few texts of each prompt go on together.
+"""Beam search and beam sampling: the best few texts of each prompt go on together, in groups that differ where that is wanted.
 
 The tokens are those of transformers' beam search.
 
-Shapes: B prompts, N beams, R = B N rows, V vocabulary, C candidates a row, K candidates a prompt.
+Shapes: B prompts, N beams of a group, R = B N rows, V vocabulary, C candidates a row, K candidates a group.
 """
 
 from __future__ import annotations
@@ -65,19 +65,22 @@ class Quest:
 
 
 class _Search:
-    """The beams of one prompt, N that run, and at most N that have finished, the best first."""
+    """A group of beams of one prompt, N that run, and at most N that have finished, the best first."""
 
     def __init__(self, quest: Quest, settings: Beams) -> None:
         self.quest, self.settings = quest, settings
+        self.size = settings.num_beams // settings.num_beam_groups
         first = _Beam(0.0, stream=quest.stream, guide=quest.state.guide)
         # The others would be the first again: nothing is to come of them.
-        self.running = [first, *(replace(first, score=-torch.inf) for _ in range(settings.num_beams - 1))]
+        self.running = [first, *(replace(first, score=-torch.inf) for _ in range(self.size - 1))]
         self.finished: list[tuple[float, _Beam, FinishReason]] = []
         self.length, self.done = 0, False
+        self.taken: list[int] = []  # the tokens that the last step chose
 
     def step(self, found: Iterator[tuple[int, _Beam]]) -> list[int]:
         """Go on by the candidates of one step; gives the numbers of the beams that those now running go on from."""
-        count = self.settings.num_beams
+        count = self.size
+        self.taken = []
         if self.done:
             return list(range(count))
         self.length += 1
@@ -92,6 +95,7 @@ class _Search:
                 finished.append((self._final(beam.score, self.length), beam, reason))
         self.finished = sorted(self.finished + finished, key=lambda entry: -entry[0])[:count]
         running = sorted(running, key=lambda entry: -entry[1].score)[:count]
+        self.taken = [beam.token for _, beam in running] or [beam.token for _, beam, _ in finished]
         self.done = self.length == self.quest.room or not running or self._settled(running[0][1].score)
         if self.done:
             return list(range(count))
@@ -121,19 +125,23 @@ class _Search:
     def _settled(self, best: float) -> bool:
         """Whether nothing that runs is to be waited for."""
         how = self.settings
-        if len(self.finished) < how.num_beams:
+        if len(self.finished) < self.size:
             return False
         if how.early_stopping is True:
             return True
         length = self.quest.room if how.early_stopping == "never" and how.length_penalty > 0 else self.length
         return self._final(best, length) <= self.finished[-1][0]
 
-    def results(self) -> list[TokenRun]:
-        """The texts that are given, the best first."""
-        wanted = self.settings.num_return_sequences
-        if len(self.finished) < wanted:
-            raise NoChoice(f"only {len(self.finished)} texts are possible here, and num_return_sequences is {wanted}; ask for fewer", [])
-        return [beam.run(reason, score) for score, beam, reason in self.finished[:wanted]]
+
+_Groups = list[_Search]  # of one prompt
+
+
+def _results(groups: _Groups, wanted: int) -> list[TokenRun]:
+    """The texts of a prompt that are given, the best first."""
+    found = sorted((entry for search in groups for entry in search.finished), key=lambda entry: -entry[0])
+    if len(found) < wanted:
+        raise NoChoice(f"only {len(found)} texts are possible here, and num_return_sequences is {wanted}; ask for fewer", [])
+    return [beam.run(reason, score) for score, beam, reason in found[:wanted]]
 
 
 def beam_search(rows: Rows, quests: Sequence[Quest], settings: Beams, history: History | None) -> list[list[TokenRun]]:
@@ -142,25 +150,24 @@ def beam_search(rows: Rows, quests: Sequence[Quest], settings: Beams, history: H
     rows: `num_beams` of each prompt, beside one another. history: the rows' tokens so far, where the sampling looks back.
     Raises ValueError where scores are not finite numbers or too few texts are possible.
     """
-    searches = [_Search(quest, settings) for quest in quests]
-    live = searches
+    count = settings.num_beam_groups
+    prompts = [[_Search(replace(quest, state=quest.state.copy()), settings) for _ in range(count)] for quest in quests]
+    live = prompts
     while True:
-        beams = [beam for search in live for beam in search.running]
-        found = _candidates(rows.scores.float(), live, beams, history)
-        parents = [search.step(some) for search, some in zip(live, found, strict=True)]
-        left = [place for place, search in enumerate(live) if not search.done]
+        parents = _step(rows.scores.float(), live, history, settings.diversity_penalty)
+        left = [place for place, groups in enumerate(live) if not all(search.done for search in groups)]
         if not left:
-            return [search.results() for search in searches]
+            return [_results(groups, settings.num_return_sequences) for groups in prompts]
         # Prompts that are done run along until taking them out, which copies the cache, is worth it, or they have no position left.
-        step = live[left[0]].length
-        if len(left) <= 0.75 * len(live) or any(search.quest.room <= step for search in live):
+        step = max(search.length for search in live[left[0]])
+        if len(left) <= 0.75 * len(live) or any(groups[0].quest.room <= step for groups in live):
             origins = _rows(parents, left, rows.scores.device)
             rows.keep(origins)
             live = [live[place] for place in left]
         else:
             origins = _rows(parents, range(len(live)), rows.scores.device)
             rows.exchange(origins)
-        tokens = origins.new_tensor([beam.token for search in live for beam in search.running])
+        tokens = origins.new_tensor([beam.token for groups in live for search in groups for beam in search.running])
         if history is not None:
             history = History(torch.cat((history.ids[origins], tokens[:, None]), 1), history.made[origins] + 1)
         rows.advance(tokens[:, None])
@@ -171,16 +178,40 @@ def _rows(parents: Sequence[Sequence[int]], places: Sequence[int], device: torch
     return torch.tensor([place * len(parents[place]) + parent for place in places for parent in parents[place]], device=device)
 
 
+def _step(scores: Tensor, live: Sequence[_Groups], history: History | None, penalty: float) -> list[list[int]]:
+    """Let all beams go on by scores (R, V), group after group; of each prompt the beams that those now running go on from, by number."""
+    if len(live[0]) == 1:
+        searches = [groups[0] for groups in live]
+        return [search.step(found) for search, found in zip(searches, _candidates(scores, searches, history), strict=True)]
+    size, rows = live[0][0].size, torch.arange(len(scores), device=scores.device)
+    parents: list[list[int]] = [[] for _ in live]
+    less = torch.zeros(len(live), scores.shape[1])
+    for number in range(len(live[0])):
+        searches, own = [groups[number] for groups in live], rows.view(len(live), -1, size)[:, number].flatten()
+        past = None if history is None else History(history.ids[own], history.made[own])
+        working = not all(search.done for search in searches)
+        found = _candidates(scores[own], searches, past, less.repeat_interleave(size, 0)) if working else iter([iter(())] * len(live))
+        for place, (search, some) in enumerate(zip(searches, found, strict=True)):
+            parents[place] += [number * size + parent for parent in search.step(some)]
+            for token in search.taken:
+                less[place, token] += penalty
+    return parents
+
+
 def _candidates(
-    scores: Tensor, live: Sequence[_Search], beams: Sequence[_Beam], history: History | None
+    scores: Tensor, live: Sequence[_Search], history: History | None, less: Tensor | None = None
 ) -> Iterator[Iterator[tuple[int, _Beam]]]:
-    """Of each prompt the K texts, one token longer, that its next beams are chosen from, with the numbers of the beams they go on from."""
+    """Of each group the K texts, one token longer, that its next beams are chosen from, with the numbers of the beams they go on from.
+
+    less: taken from the tokens' log-probabilities (R, V).
+    """
+    beams = [beam for search in live for beam in search.running]
     quest = next(search.quest for search in live if not search.done)  # all bar the same
-    count = live[0].settings.num_beams
+    count = live[0].size
     sampling, reserve = quest.state.sampling, max(2, 1 + len(quest.eos))  # as many as may end, and one
     total = log_totals(scores)
     log_probs = scores - total[:, None]
-    left = processed(log_probs, sampling, history, quest.state.barred)
+    left = processed(log_probs if less is None else log_probs - less.to(scores.device), sampling, history, quest.state.barred)
     left = guided(left, [beam.guide for beam in beams])
     left, ids = (left, None) if sampling.greedy else candidates(left, sampling, reserve)
     width = left.shape[1]

@@ -57,27 +57,38 @@ def classify(
     net = expect(model, "classify")
     head = net.config.head
     assert isinstance(head, config.Classify)
-    names = [str(i) for i in range(head.labels)] if labels is None else list(labels)
-    if len(names) != head.labels:
-        raise ValueError(f"labels: expected {head.labels} names, as the model's head has, got {len(names)}")
+    names = names_of(head, labels)
     rows = framed(net, tokenizer, listed(texts), length)
     results: dict[int, Judgement] = {}
     for numbers, scores in outputs(net, tokenizer, rows, batch_size):
-        for number, chances in zip(numbers, _chances(scores.float(), problem).tolist(), strict=True):
-            best = max(range(len(names)), key=chances.__getitem__)
-            results[number] = Judgement(names[best], chances[best], dict(zip(names, chances, strict=True)))
+        for number, row in zip(numbers, chances(scores.float(), problem).tolist(), strict=True):
+            results[number] = judgement(names, row)
         if on_batch is not None:
             on_batch(len(results))
     return [results[number] for number in range(len(rows))]
 
 
-def _chances(scores: Tensor, problem: Problem | None) -> Tensor:
+def chances(scores: Tensor, problem: Problem | None) -> Tensor:
     """Scores (B, L) as what a problem asks for, as transformers' pipeline has it."""
     if problem == "regression":
         return scores
     if problem == "multi_label_classification" or (problem is None and scores.shape[-1] == 1):
         return scores.sigmoid()
     return scores.softmax(-1)
+
+
+def names_of(head: config.Classify, labels: Sequence[str] | None) -> list[str]:
+    """The names of a head's labels. Raises ValueError for another number of them than it has."""
+    names = [str(i) for i in range(head.labels)] if labels is None else list(labels)
+    if len(names) != head.labels:
+        raise ValueError(f"labels: expected {head.labels} names, as the model's head has, got {len(names)}")
+    return names
+
+
+def judgement(names: Sequence[str], scores: Sequence[float]) -> Judgement:
+    """What scores of named labels say."""
+    best = max(range(len(names)), key=scores.__getitem__)
+    return Judgement(names[best], scores[best], dict(zip(names, scores, strict=True)))
 
 
 def embed(

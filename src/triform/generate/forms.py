@@ -18,6 +18,7 @@ _NEEDS = {
     "generate": "a decoder with a LanguageModel head",
     "fill": "an encoder-only model with a LanguageModel head",
     "classify": "a model of texts with a Classify head",
+    "see": "a model of pictures with a Classify head, or of pictures and texts",
     "tag": "a model of texts with a ClassifyTokens head",
     "answer": "a model of texts with an AnswerSpan head",
     "embed": "an encoder or a decoder alone with an Embed head",
@@ -25,10 +26,12 @@ _NEEDS = {
 
 
 def use_of(spec: config.Model) -> str | None:
-    """What a model is for: generate, fill, classify, tag, answer, embed, or None of them."""
-    first = None if isinstance(spec, config.DualEncoder) else spec.encoder or spec.decoder
-    if isinstance(spec, config.DualEncoder) or first is None or not isinstance(first.input, config.Tokens):
-        return None
+    """What a model is for: generate, fill, classify, see (classify pictures), tag, answer, embed, or None of them."""
+    if isinstance(spec, config.DualEncoder):
+        return "see"
+    first = spec.encoder or spec.decoder
+    if first is None or not isinstance(first.input, config.Tokens):
+        return "see" if isinstance(spec.head, config.Classify) and spec.decoder is None else None
     if isinstance(spec.head, config.LanguageModel):
         return "fill" if spec.decoder is None else "generate"
     if isinstance(spec.head, config.Embed) and spec.form == "encoder-decoder":
@@ -44,7 +47,7 @@ def expect(model: Module, use: str) -> Transformer:
         return model
     head = getattr(model.config, "head", None)
     what = f"this one is {model.config.form} with {'no head' if head is None else f'the head {type(head).__name__}'}"
-    fitting = "" if found is None else f"; `triform {found}` fits it"
+    fitting = "" if found is None else f"; `triform {'classify' if found == 'see' else found}` fits it"
     raise ValueError(f"{use} needs {_NEEDS[use]}, and {what}{fitting}")
 
 

@@ -29,6 +29,9 @@ class Request:
     barred: tokens that are never chosen, beside those that the model has and the tokenizer has not.
     priority: the higher goes first; each level overtakes at most the 64 requests that came just before.
     deadline: seconds from being submitted, after which the request ends with what it has.
+    prompt_log_probs: tell the log-probability of every token of the prompt but the first, and so many of the most probable ones in
+        its place; None: do not. All of the prompt is read for it, by a decoder-only model that sees it from left to right.
+    adapter: the one of the model's that is used (see `triform.nn.adapter`); None: the model as it is.
     """
 
     ids: Sequence[int]
@@ -38,6 +41,8 @@ class Request:
     barred: Collection[int] = ()
     priority: int = 0
     deadline: float | None = None
+    prompt_log_probs: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,16 @@ class Speculation:
         return self.accepted / max(1, self.proposed)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A token that was given: its log-probability (nats), its place among all tokens (1: the most probable), the most probable ones."""
+
+    token: int
+    log_prob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass
 class TokenRun:
     """The tokens of one row, those that ended it included, and why it ended.
@@ -82,6 +97,7 @@ class TokenRun:
     tops: at each step the most probable tokens with their log-probabilities, as many as `sampling.top_log_probs`.
     text: without special tokens and stop string, where there is a tokenizer.
     score: what beam search ranks by. speculation: of speculative decoding.
+    prompt: the prompt's tokens but for the first, where the request asks for them.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -91,6 +107,7 @@ class TokenRun:
     text: str = ""
     score: float | None = None
     speculation: Speculation | None = None
+    prompt: list[Scored] = field(default_factory=list)
 
 
 class Ticket:

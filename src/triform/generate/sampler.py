@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import processors
 from .processors import History
+from .requests import Scored
 from .sampling import Sampling
 
 _DRAWS = 128  # random numbers that a row draws at once
@@ -164,6 +165,20 @@ def choose(scores: Tensor, states: Sequence[State]) -> Choices:
         state.accept(token)
     told = tops(scores, total, [state.sampling.top_log_probs for state in states])
     return Choices(tokens, scores.gather(-1, tokens[:, None])[:, 0] - total, told)
+
+
+def score(scores: Tensor, tokens: Sequence[int], top: int) -> list[Scored]:
+    """Tokens (R,) that are there already, by the scores (R, V) of each in its place, and so many of the most probable ones there.
+
+    Raises NoChoice where scores are not finite numbers.
+    """
+    if not tokens:
+        return []
+    scores = scores.float()
+    total = log_totals(scores)
+    own = scores.gather(-1, torch.tensor(tokens, device=scores.device)[:, None])
+    log_probs, ranks = (own[:, 0] - total).tolist(), (1 + (scores > own).sum(-1)).tolist()
+    return [Scored(*one) for one in zip(tokens, log_probs, ranks, tops(scores, total, [top] * len(tokens)), strict=True)]
 
 
 def remaining(scores: Tensor, states: Sequence[State]) -> tuple[Tensor, Tensor | None]:

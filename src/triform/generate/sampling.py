@@ -41,6 +41,9 @@ class Beams:
         runs is no better than the worst finished, both at the length they have; "never" when it could not become so at
         any length.
     num_return_sequences: so many of the finished texts are given, the best first.
+    num_beam_groups, diversity_penalty: diverse beam search (Vijayakumar et al. 2018): the beams go on in so many groups of one size,
+        one after another at each step, and a token's score is less by the penalty for every beam of the groups before that has
+        just taken it.
 
     As in transformers, whose tokens these are. Raises ValueError for a value out of range.
     """
@@ -49,6 +52,8 @@ class Beams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _whole("num_beams", self.num_beams, 2, "; without beams, leave `search` out")
@@ -56,6 +61,13 @@ class Beams:
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f'early_stopping: expected True, False or "never", got {self.early_stopping!r}')
         _whole("num_return_sequences", self.num_return_sequences, 1, "; at most num_beams", self.num_beams + 1)
+        _whole("num_beam_groups", self.num_beam_groups, 1, "; at most num_beams", self.num_beams + 1)
+        _number("diversity_penalty", self.diversity_penalty, 0, 1000, "; 0 without groups")
+        if self.num_beams % self.num_beam_groups:
+            raise ValueError(f"num_beam_groups: expected a divisor of num_beams, {self.num_beams}, got {self.num_beam_groups}")
+        if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
+            wanted = "above 0, or all groups say the same" if self.num_beam_groups > 1 else "0 without num_beam_groups above 1"
+            raise ValueError(f"diversity_penalty: expected a number {wanted}, got {self.diversity_penalty}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +162,8 @@ class Sampling:
             raise ValueError(f"constraint: expected a JsonSchema, a Regex or a OneOf, got {type(self.constraint).__name__}")
         if self.search is not None and not isinstance(self.search, Beams | Contrastive):
             raise ValueError(f"search: expected Beams, Contrastive or None, got {self.search!r}")
+        if isinstance(self.search, Beams) and self.search.num_beam_groups > 1 and not self.greedy:
+            raise ValueError(f"temperature: expected 0 with groups of beams, which draw nothing, got {self.temperature}")
         if isinstance(self.search, Contrastive) and not self.greedy:
             raise ValueError(f"temperature: expected 0 with contrastive search, which draws nothing, got {self.temperature}")
 

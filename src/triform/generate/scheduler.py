@@ -23,13 +23,16 @@ class Row:
 
     tokens: what the decoder reads, the prompt (or what an encoder-decoder begins with) and then what was made;
     computed: how many of them are in the cache. source: what the encoder reads. room: how many tokens may be made.
+    mark: is added to the tokens by which rows are compared (held, prompt, source): what other weights made of them is other keys.
     """
 
-    def __init__(self, ticket: Ticket, prompt: Sequence[int], source: Sequence[int], state: State, room: int) -> None:
-        self.ticket, self.state, self.room = ticket, state, room
+    def __init__(
+        self, ticket: Ticket, prompt: Sequence[int], source: Sequence[int], state: State, room: int, mark: int = 0
+    ) -> None:
+        self.ticket, self.state, self.room, self.mark = ticket, state, room, mark
         self.tokens = list(prompt)
-        self.prompt: Tokens = np.array(prompt, dtype=np.int64)
-        self.source: Tokens = np.array(source, dtype=np.int64)
+        self.prompt: Tokens = np.array(prompt, dtype=np.int64) + mark
+        self.source: Tokens = np.array(source, dtype=np.int64) + mark
         self.computed = 0
         self.slot = -1
         self.begun = False  # whether anything of it was read, or taken over from another
@@ -37,6 +40,11 @@ class Row:
         self.stream: TextStream | None = None
         self.eos: Collection[int] = frozenset()
         self.watch: Callable[[int, bool], bool] | None = None  # called with each token and whether it is the last; True ends
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether all of the prompt is to be read, whoever else has read it."""
+        return self.ticket.request.prompt_log_probs is not None
 
     @property
     def pending(self) -> int:
@@ -133,7 +141,7 @@ class Scheduler:
         """Take back a row's slot; what it holds is kept for others unless it is not to be trusted."""
         del self.rows[row.slot]
         if keep and row.begun and self.reuse:
-            self.held[row.slot] = np.array(row.tokens[: row.computed], dtype=np.int64)
+            self.held[row.slot] = np.array(row.tokens[: row.computed], dtype=np.int64) + row.mark
         elif row.begun or not keep:
             self.held[row.slot] = np.empty(0, dtype=np.int64)
         if not keep:
@@ -176,11 +184,15 @@ class Scheduler:
         """Whether a row that was not begun may begin: not while another reads what both begin with."""
         if row.begun or not row.encoded:
             return False
+        if row.reads_all:
+            return True
         _, promised = self._alike(row, [(other.slot, other.prompt) for other in self.rows.values() if other.begun])
         return not self.reuse or promised < _WORTH or promised <= self.beginning(row)[1]
 
     def beginning(self, row: Row) -> tuple[int, int]:
         """The slot that holds most of what a row begins with, and how many tokens; the last must be read for its scores."""
+        if row.reads_all:
+            return row.slot, 0
         there = [(slot, self.held[slot]) for slot in self._free]
         there += [(other.slot, other.prompt[: other.computed]) for other in self.rows.values() if other.begun]
         own = min(common(self.held[row.slot], row.prompt), len(row.prompt) - 1)

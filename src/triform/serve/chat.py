@@ -27,6 +27,7 @@ from .responses import ChatCompletion
 from .state import State, record_of, state_of, unless_gone
 from .stream import EventStream
 from .strict import StrictRoute
+from .tokens import finite
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -270,7 +271,7 @@ def token_of(writer: Writer, event: Event) -> dict[str, Any]:
 
     def told(token: int, log_prob: float) -> dict[str, Any]:
         text, raw = writer.texts.of(token)
-        return {"token": text, "logprob": max(log_prob, -9999.0), "bytes": list(raw)}
+        return {"token": text, "logprob": finite(log_prob), "bytes": list(raw)}
 
     assert event.token is not None
     return told(event.token, event.log_prob) | {"top_logprobs": [told(token, log_prob) for token, log_prob in event.top]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+
+
+_MEMBER = re.compile(r"str|int|float|bool|(list|dict|constrained-)\b.*")
 
 
 class ServeError(Exception):
@@ -60,7 +64,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ServeError:
     first = errors[0]
     where = [str(part) for part in first["loc"] if part != "body"]
     # the names of a union's members are pydantic's own, and lower-case names are the request's
-    param = ".".join(part for part in where if part.isdigit() or part.replace("_", "").islower())
+    param = ".".join(part for part in where if part.isdigit() or (part.replace("_", "").islower() and not _MEMBER.fullmatch(part)))
     if first["type"] == "json_invalid":
         return bad(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -26,10 +26,11 @@ _LATE = 5.0  # seconds that the engine may take to end a request whose deadline 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered: token ids, and what is asked of them."""
+    """What is to be answered: token ids, and what is asked of them. scored: see `Request.prompt_log_probs`."""
 
     ids: Sequence[int]
     sampling: Sampling
+    scored: int | None = None
 
 
 def sampling_of(request: Sampled, new_tokens: int | None, top: int, settings: Settings) -> Sampling:
@@ -75,7 +76,10 @@ class Answers:
                 if prompt.sampling.constraint is not None:
                     # found out here, while the request can still be refused
                     Matcher(prompt.sampling.constraint, self.writer.tokenizer, self.writer.tokenizer.ends)
-                request = Request(ids=prompt.ids, sampling=prompt.sampling, deadline=seconds)
+                request = Request(
+                    ids=prompt.ids, sampling=prompt.sampling, eos=self.writer.tokenizer.ends or None, deadline=seconds,
+                    prompt_log_probs=prompt.scored, adapter=self.writer.adapter,
+                )  # fmt: skip
                 ticket = self.writer.engine.submit(request, on_event=self._hearing(place))
             except Full:
                 message = "the queue of this model is full; try again in a second"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,18 +13,20 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from triform.generate.content_filter import verdict
 from triform.generate.fill import MASK
 
 from .errors import ServeError, bad
 from .generation import late
-from .models import Asked, Judge
-from .requests import AnswerRequest, EmbeddingRequest, FillRequest, TagRequest, TextsRequest
+from .models import Asked, Judge, Viewer
+from .requests import AnswerRequest, ClassifyRequest, EmbeddingRequest, FillRequest, TagRequest, TextsRequest
 from .responses import Answers, Classified, Embeddings, FilledTexts, Moderations, Tagged
 from .state import record_of, state_of, unless_gone
 from .strict import StrictRoute
 
 _PLAIN = Asked()
 _MASKS = 64
+_PICTURES = 64  # of a request: a few bytes may unfold to millions of pixels
 router = APIRouter(route_class=StrictRoute, tags=["judge"])
 
 
@@ -43,13 +45,46 @@ async def _judged(request: Request, judge: Judge, given: str | Sequence[Any], as
         number = lengths.index(max(lengths))
         message = f"input: text {number} has {max(lengths):,} tokens, and at most {limit:,} are taken; shorten or part it"
         raise bad(message, "input", "context_length_exceeded")
-    record.prompt_tokens = sum(lengths)
+    return await _in_time(request, judge(texts, asked)), _usage(request, sum(lengths))
+
+
+async def _seen(request: Request, viewer: Viewer, body: ClassifyRequest) -> tuple[list[Any], dict[str, int]]:
+    """What a model says of each picture, and the places that it read. Raises ServeError 400 for what it does not take."""
+    state = state_of(request)
+    record_of(request).model = viewer.name
+    given, labels = [body.input] if isinstance(body.input, str) else body.input, tuple(dict.fromkeys(body.labels or ()))
+    if not 1 <= len(given) <= _PICTURES:
+        raise bad(f"input: expected 1 to {_PICTURES} pictures, got {len(given)}", "input")
+    if viewer.chooses and len(labels) < 2:
+        raise bad(f"labels: expected at least two different texts, of which {viewer.name} finds the one that describes a picture", "labels")
+    if labels and not viewer.chooses:
+        raise bad(f"labels: expected none, as {viewer.name} has labels of its own", "labels")
+    pixels = await unless_gone(request, state.aside(viewer.look, [_picture(number, one) for number, one in enumerate(given)]))
+    return await _in_time(request, viewer(pixels, labels)), _usage(request, len(pixels) * viewer.prompt_tokens)
+
+
+def _picture(number: int, given: str) -> bytes:
+    """The bytes of a picture in base64, bare or in a data URL."""
+    head, comma, rest = given.partition(",")
+    text = rest if comma and head.startswith("data:") and head.endswith(";base64") else given
     try:
-        async with asyncio.timeout(state.settings.deadline):
-            found = await unless_gone(request, judge(texts, asked))
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise bad(f"input: picture {number}: expected an encoded picture as base64, or a data URL of it", "input") from None
+
+
+async def _in_time(request: Request, work: Awaitable[list[Any]]) -> list[Any]:
+    """What the model says, within the deadline."""
+    try:
+        async with asyncio.timeout(state_of(request).settings.deadline):
+            return await unless_gone(request, work)
     except TimeoutError:
         raise late() from None
-    return found, {"prompt_tokens": sum(lengths), "completion_tokens": 0, "total_tokens": sum(lengths)}
+
+
+def _usage(request: Request, tokens: int) -> dict[str, int]:
+    record_of(request).prompt_tokens = tokens
+    return {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
 
 
 @router.post("/v1/embeddings", response_model=Embeddings)
@@ -69,10 +104,15 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
 
 
 @router.post("/v1/classify", response_model=Classified)
-async def classify(body: TextsRequest, request: Request) -> Response:
-    """The labels of texts."""
-    judge = state_of(request).models.of_use(body.model, "classify")
-    found, usage = await _judged(request, judge, body.input)
+async def classify(body: ClassifyRequest, request: Request) -> Response:
+    """The labels of texts, or of pictures."""
+    judge = state_of(request).models.of_use(body.model, "classify", "see")
+    if isinstance(judge, Viewer):
+        found, usage = await _seen(request, judge, body)
+    elif body.labels is not None:
+        raise bad(f"labels: expected none, as {judge.name} has labels of its own", "labels")
+    else:
+        found, usage = await _judged(request, judge, body.input)
     return JSONResponse({"object": "list", "model": judge.name, "results": [asdict(one) for one in found], "usage": usage})
 
 
@@ -88,12 +128,8 @@ async def moderations(body: TextsRequest, request: Request) -> Response:
     judge = models.find(models.moderator)
     assert isinstance(judge, Judge)
     found, _ = await _judged(request, judge, body.input)
-    results = []
-    for one in found:
-        scores = dict(list(one.scores.items())[1:])
-        several = judge.problem == "multi_label_classification"
-        categories = {label: score > 0.5 if several else label == one.label for label, score in scores.items()}
-        results.append({"flagged": any(categories.values()), "categories": categories, "category_scores": scores})
+    told = [verdict(one, judge.problem) for one in found]
+    results = [{"flagged": one.flagged, "categories": one.categories, "category_scores": one.scores} for one in told]
     return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": judge.name, "results": results})
 
 

@@ -10,23 +10,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from triform import generate, hub
+from triform import config, generate, hub
 from triform.generate.engine import Engine
 from triform.generate.forms import longest
+from triform.generate.pictures import PictureFormat
 from triform.generate.prepared import Precision, blocks_of, prepare
 from triform.text import Tokenizer, chat
-from triform.text.framing import judged, prompts, source
+from triform.text.framing import judged, opening, prompts, source
 
 from .batcher import Batcher
 from .errors import ServeError, bad
-from .tokens import TokenTexts
+from .tokens import Offsets, Read, TokenTexts
 from .tools import Dialect, dialect
 
 _TOGETHER = 32  # texts that a model judges at once
+_PICTURES = 16  # pictures that a model judges at once
+_PIXELS = 2**24  # of a picture that is decoded
 _PLACES = {
     "generate": "/v1/chat/completions or /v1/completions",
     "embed": "/v1/embeddings",
     "classify": "/v1/classify",
+    "see": "/v1/classify, with a picture",
     "fill": "/v1/fill-mask",
     "tag": "/v1/token-classify",
     "answer": "/v1/answer",
@@ -36,8 +40,10 @@ _PLACES = {
 class Served:
     """A model under the name that requests call it by."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Tokenizer) -> None:
-        self.name, self.model, self.tokenizer = name, model, tokenizer
+    tokenizer: Tokenizer
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name, self.model = name, model
         self.created = int(time.time())
         self.labels: list[str] | None = None
 
@@ -53,11 +59,12 @@ class Served:
 
 
 class Writer(Served):
-    """A model that generates, behind an engine."""
+    """A model that generates, behind an engine. adapter: the one of the model's that its requests are answered with."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, engine: Engine) -> None:
-        super().__init__(name, model, tokenizer)
-        self.engine = engine
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, engine: Engine, *, adapter: str | None = None) -> None:
+        super().__init__(name, model)
+        self.adapter = adapter
+        self.engine, self.tokenizer = engine, tokenizer
         self.texts = TokenTexts(tokenizer)
         self.tools: Dialect | None = dialect(tokenizer)
         slots, encodes = engine.batch.slots, model.config.encoder is not None
@@ -69,11 +76,31 @@ class Writer(Served):
         """Whether it answers conversations: by its chat template, or the last message by an encoder-decoder."""
         return self.tokenizer.chat_template is not None or self.form == "encoder-decoder"
 
-    def read_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of prompts. Names of special tokens in them are those tokens."""
+    def read_prompts(self, given: Sequence[str | list[int]], *, offsets: bool = False) -> list[Read]:
+        """Prompts, texts or token ids, as the model reads them. Names of special tokens in texts are those tokens."""
+        texts = [one for one in given if isinstance(one, str)]
         if self.form == "encoder-decoder":
-            return [source(self.tokenizer, ids) for ids in self.tokenizer.encode_batch(texts)]
-        return prompts(self.tokenizer, texts)
+            framed = [source(self.tokenizer, ids) for ids in self.tokenizer.encode_batch(texts)]
+        else:
+            framed = prompts(self.tokenizer, texts)
+        rows = iter(framed)
+        return [self._of_text(one, next(rows), offsets) if isinstance(one, str) else self._of_ids(one) for one in given]
+
+    def _of_text(self, text: str, ids: list[int], offsets: bool) -> Read:
+        if not offsets:
+            return Read(text, ids)
+        own = [start for start, _ in self.tokenizer.offsets(text)]
+        return Read(text, ids, (*[0] * (len(ids) - len(own)), *own))
+
+    def _of_ids(self, ids: list[int]) -> Read:
+        """Token ids, which a client has framed itself; what they begin with as every text does is no part of the text."""
+        first = self.model.config.encoder or self.model.config.decoder
+        if max(ids, default=0) >= first.input.vocab_size:
+            raise ValueError(f"prompt: expected token ids below {first.input.vocab_size:,}, got {max(ids):,}")
+        before = opening(self.tokenizer)
+        lead = len(before) if before and ids[: len(before)] == before else 0
+        offset = Offsets(self.texts)
+        return Read(self.tokenizer.decode(ids[lead:], skip_special=False), ids, (*[0] * lead, *map(offset, ids[lead:])))
 
     def read_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, variables: Mapping[str, Any]) -> list[int]:
         """The token ids of a conversation, up to where the answer begins."""
@@ -115,7 +142,8 @@ class Judge(Served):
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Tokenizer, task: Mapping[str, Any], *, queue: int = 8192) -> None:
-        super().__init__(name, model, tokenizer)
+        super().__init__(name, model)
+        self.tokenizer = tokenizer
         self.length: int | None = task.get("length")
         self.problem = task.get("problem_type")
         if self.use in ("classify", "tag"):
@@ -168,11 +196,63 @@ class Judge(Served):
         self.batcher.close()
 
 
+class Viewer(Served):
+    """A model that judges pictures, behind a batcher: by labels of its own (ViT), or by texts that a request gives (CLIP).
+
+    task: as of `Judge`. reading: how a picture becomes what the model reads.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Tokenizer | None, task: Mapping[str, Any], reading: PictureFormat) -> None:
+        super().__init__(name, model)
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+        self.reading, self.problem = reading, task.get("problem_type")
+        self.chooses = isinstance(model.config, config.DualEncoder)
+        if not self.chooses:
+            self.labels = list(task.get("labels") or map(str, range(model.config.head.labels)))
+        stack = model.config.image if self.chooses else model.config.encoder
+        self.prompt_tokens: int = stack.input.length  # of every picture
+        self.batcher = Batcher(self._run, size=_PICTURES, queue=64 * _PICTURES)
+
+    def look(self, pictures: Sequence[bytes]) -> list[Any]:
+        """The pixels of encoded pictures. Raises ServeError 400 for what is no picture."""
+        found = []
+        for number, picture in enumerate(pictures):
+            try:
+                found.append(self.reading.read(picture, _PIXELS))
+            except ValueError as error:
+                raise bad(f"input: picture {number}: {error}", "input") from None
+        return found
+
+    async def __call__(self, pixels: Sequence[Any], labels: tuple[str, ...]) -> list[Any]:
+        """A `Judgement` of each picture."""
+        parts = [pixels[at : at + _PICTURES] for at in range(0, len(pixels), _PICTURES)]
+        found = await asyncio.gather(*(self.batcher(part, labels) for part in parts))
+        return [one for part in found for one in part]
+
+    def _run(self, pixels: Sequence[Any], labels: tuple[str, ...]) -> list[Any]:
+        tokenizer, names = (self.tokenizer, labels) if self.chooses else (None, self.labels)
+        return generate.classify_pictures(
+            self.model, pixels, names, tokenizer=tokenizer, reading=self.reading, problem=self.problem
+        )
+
+    def gauges(self) -> dict[str, float]:
+        """Pictures at work and pictures that wait."""
+        return {"running": self.batcher.running, "waiting": self.batcher.waiting}
+
+    def close(self) -> None:
+        """Run what waits, and end."""
+        self.batcher.close()
+
+
+Model = Writer | Judge | Viewer
+
+
 class Models:
     """The models by name. moderator: the name of the classifier that /v1/moderations asks."""
 
-    def __init__(self, models: Iterable[Writer | Judge], moderator: str | None = None) -> None:
-        self.by_name: dict[str, Writer | Judge] = {}
+    def __init__(self, models: Iterable[Model], moderator: str | None = None) -> None:
+        self.by_name: dict[str, Model] = {}
         for model in models:
             if model.name in self.by_name:
                 raise ValueError(f"two models are named {model.name!r}; name them: triform serve first=PATH second=PATH")
@@ -183,23 +263,23 @@ class Models:
             if not isinstance(found, Judge) or found.use != "classify" or found.problem == "regression":
                 raise ValueError(f"--moderation: expected a classifier, and {moderator} is none")
 
-    def find(self, name: str | None) -> Writer | Judge:
+    def find(self, name: str | None) -> Model:
         """A model by name. Raises ServeError 404 for none."""
         if name not in self.by_name:
             known = ", ".join(self.by_name)
             raise ServeError(404, f"no model is named {name!r}; served here: {known}", param="model", code="model_not_found")
         return self.by_name[name]
 
-    def of_use(self, name: str | None, use: str) -> Any:
-        """A model for a use: the one named, or the first. Raises ServeError 404 where there is none, 400 for a model of another use."""
+    def of_use(self, name: str | None, *uses: str) -> Any:
+        """A model for one of some uses: the one named, or the first. Raises ServeError 404 where there is none, 400 for another use."""
         if name is None:
-            found = next((model for model in self.by_name.values() if model.use == use), None)
+            found = next((model for model in self.by_name.values() if model.use in uses), None)
             if found is None:
-                raise ServeError(404, f"no model served here can {use}", param="model", code="model_not_found")
+                raise ServeError(404, f"no model served here can {uses[0]}", param="model", code="model_not_found")
             return found
         model = self.find(name)
-        if model.use != use:
-            raise bad(f"{name} cannot {use}; ask it at {_PLACES[model.use]}", "model", "wrong_model")
+        if model.use not in uses:
+            raise bad(f"{name} cannot {uses[0]}; ask it at {_PLACES[model.use]}", "model", "wrong_model")
         return model
 
     def gauges(self) -> dict[str, dict[str, float]]:
@@ -212,7 +292,7 @@ class Models:
             model.close()
 
 
-def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto", queue: int = 256, **engine: Any) -> Writer | Judge:
+def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto", queue: int = 256, **engine: Any) -> Model:
     """Load a model from a path or a name (see `hub.locate`), and make it ready to serve.
 
     name: what requests call it by; left out, the last part of its place, or the part before it where that is "model" (a run's folder).
@@ -223,10 +303,14 @@ def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto"
     """
     path = hub.locate(place)
     model, tokenizer = hub.load(path)
-    if tokenizer is None:
-        raise ValueError(f"{path}: expected the model's tokenizer beside it, found none; put tokenizer.json there")
     name = name or name_of(place, path)
     use = generate.use_of(model.config)
+    if use == "see" and not isinstance(model.config, config.DualEncoder):
+        return Viewer(name, model, None, hub.task(path), generate.PictureFormat.open(model.config, path))
+    if tokenizer is None:
+        raise ValueError(f"{path}: expected the model's tokenizer beside it, found none; put tokenizer.json there")
+    if use == "see":
+        return Viewer(name, model, tokenizer, hub.task(path), generate.PictureFormat.open(model.config, path))
     if use == "generate":
         model = prepare(model, dtype, blocks_of(path))
         return Writer(name, model, tokenizer, Engine(model, tokenizer, queue=queue, **engine))

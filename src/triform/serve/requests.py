@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 
 
 class Body(BaseModel):
@@ -175,10 +177,13 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """Texts to continue, or to answer by an encoder-decoder."""
 
-    prompt: str | list[str] = Field(description="A text or several.")
-    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(description="A text or several, or their token ids.")
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1, description="Left out, 16. 0 is for prompts that are only scored.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Tell so many of the most probable tokens at each step.")
-    echo: bool | None = Field(None, description="Put the prompt before the answer.")
+    echo: bool | None = Field(None, description="Put the prompt before the answer; with logprobs its tokens are scored too.")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Score the tokens of the prompt, and tell so many of the most probable ones in their places."
+    )
     suffix: str | None = None
     best_of: int | None = Field(None, ge=1, le=128)
 
@@ -195,6 +200,15 @@ class TextsRequest(Requested):
     """Texts to judge."""
 
     input: str | list[str]
+
+
+class ClassifyRequest(TextsRequest):
+    """Texts or pictures to judge."""
+
+    input: str | list[str] = Field(description="Texts; for a model of pictures encoded pictures as base64, or data URLs of them.")
+    labels: Annotated[list[Label], Field(min_length=2, max_length=256)] | None = Field(
+        None, description="For a model of pictures and texts: the texts to choose from."
+    )
 
 
 class FillRequest(TextsRequest):

@@ -87,12 +87,20 @@ class ChatCompletion(BaseModel):
 
 
 class TextLogProbs(BaseModel):
-    """The tokens of a continuation, as the older endpoint tells them."""
+    """The tokens of a continuation, as the older endpoint tells them. The first of a prompt's tokens has no log-probability."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
+
+
+class PromptToken(BaseModel):
+    """A token in a prompt's place: its log-probability (nats), how many are at least as probable, and its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class TextChoice(BaseModel):
@@ -101,6 +109,9 @@ class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: TextLogProbs | None = None
+    prompt_logprobs: list[dict[str, PromptToken] | None] | None = Field(
+        None, description="Of each token of the prompt but the first: it, and the most probable ones in its place, by their ids."
+    )
     finish_reason: FinishReason | None
 
 
@@ -233,8 +244,8 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "triform"
-    use: str = Field(description="generate, fill, classify, tag, answer or embed")
-    form: str = Field(description="encoder-only, decoder-only or encoder-decoder")
+    use: str = Field(description="generate, fill, classify, see (classify pictures), tag, answer or embed")
+    form: str = Field(description="encoder-only, decoder-only, encoder-decoder or dual-encoder")
     chat: bool = Field(description="Whether /v1/chat/completions takes it.")
     tools: bool = Field(description="Whether its chat template knows tools.")
     max_prompt_tokens: int

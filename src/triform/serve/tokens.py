@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 from triform.text import Tokenizer
@@ -19,6 +21,20 @@ def _alphabet() -> dict[str, int]:
 
 
 _BYTES = _alphabet()
+
+
+@dataclass(frozen=True)
+class Read:
+    """A prompt as a model reads it. offsets: at which character of the text each token begins, where that was asked for."""
+
+    text: str
+    ids: list[int]
+    offsets: tuple[int, ...] = ()
+
+
+def finite(log_prob: float) -> float:
+    """A log-probability that JSON can write: for what is impossible OpenAI's -9999."""
+    return max(log_prob, -9999.0)
 
 
 class TokenTexts:
@@ -51,6 +67,20 @@ class TokenTexts:
         """A token's text, or its bytes spelled out where they are no whole character ("bytes:\\xe5"), as OpenAI's older endpoint does."""
         text, raw = self.of(token)
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if "\ufffd" in text else text
+
+
+class Offsets:
+    """At which character each token of a text begins, told token after token; `start` characters stand before the first."""
+
+    def __init__(self, texts: TokenTexts, start: int = 0) -> None:
+        self._texts, self._length = texts, start
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, token: int) -> int:
+        """Where the next token begins; one that begins inside a character begins with that."""
+        began = self._length
+        self._length += len(self._bytes.decode(self._texts.of(token)[1]))
+        return began
 
 
 def _plain(name: str, text: str) -> str:

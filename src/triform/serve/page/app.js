@@ -8,7 +8,7 @@ import { current, preferred, speak, t } from "./words.js";
 const $ = (id) => document.getElementById(id);
 const log = $("log"), prompt = $("prompt"), form = $("settings-form");
 const DEFAULTS = { system: "", temperature: 0.7, top_p: 0.95, min_p: 0, repetition_penalty: 1, top_k: "", max_tokens: 512, seed: "", stop: "", tokens: false };
-const PATHS = { fill: "/v1/fill-mask", classify: "/v1/classify", embed: "/v1/embeddings", tag: "/v1/token-classify", answer: "/v1/answer" };
+const PATHS = { fill: "/v1/fill-mask", classify: "/v1/classify", see: "/v1/classify", embed: "/v1/embeddings", tag: "/v1/token-classify", answer: "/v1/answer" };
 
 let models = [];
 let turns = []; // {prompt, answer, tokens, calls, figures, element, …}, oldest first
@@ -16,15 +16,18 @@ let running = null; // the AbortController of the answer under way
 
 const model = () => models.find((one) => one.id === $("model").value);
 
-/** What the chosen model does here: chat, write (on), reply (by an encoder-decoder), fill, classify, tag, embed, answer or none. */
+/** What the chosen model does here: chat, write (on), reply (by an encoder-decoder), fill, classify, see, choose (by texts), tag, embed, answer or none. */
 function mode() {
   const found = model();
   if (!found) return "none";
+  if (found.use === "see") return found.labels ? "see" : "choose";
   if (found.use !== "generate") return found.use in PATHS ? found.use : "none";
   if (found.form === "encoder-decoder") return "reply";
   return found.chat ? "chat" : "write";
 }
 const writes = () => ["chat", "write", "reply"].includes(mode());
+const sees = () => ["see", "choose"].includes(mode());
+const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
 // Settings
 
@@ -109,15 +112,16 @@ function spelled(token) {
 
 async function judge(turn, signal) {
   const kind = mode();
-  const input = kind === "embed" ? turn.prompt.split("\n").map((line) => line.trim()).filter(Boolean) : turn.prompt;
+  const input = kind === "embed" ? lines(turn.prompt) : turn.picture ?? turn.prompt;
   if (kind === "embed" && input.length < 2) throw new api.Failure(t("lines"), 400);
   if (kind === "fill" && !turn.prompt.includes("[MASK]")) throw new api.Failure(t("no_mask"), 400);
   const [question, ...passage] = turn.prompt.split("\n");
   if (kind === "answer" && !passage.join("").trim()) throw new api.Failure(t("no_passage"), 400);
   const asked = kind === "answer" ? { question, context: passage.join("\n"), top: 3 } : { input };
-  const found = await api.post(PATHS[kind], { model: model().id, ...asked }, signal);
+  if (kind === "choose") asked.labels = lines(turn.prompt);
+  const found = await api.post(PATHS[model().use], { model: model().id, ...asked }, signal);
   if (kind === "embed") turn.result = [likeness(input, found.data.map((row) => row.embedding))];
-  else if (kind === "classify") turn.result = [bars(Object.entries(found.results[0].scores).sort((a, b) => b[1] - a[1]))];
+  else if (kind === "classify" || turn.picture) turn.result = [bars(Object.entries(found.results[0].scores).sort((a, b) => b[1] - a[1]))];
   else if (kind === "tag") turn.result = [named(input, found.results[0])];
   else if (kind === "answer") turn.result = [bars(found.answers.map((one) => [one.text, one.score]))];
   else turn.result = filled(turn.prompt, found.results[0]);
@@ -179,7 +183,8 @@ const toEnd = () => ($("main").scrollTop = $("main").scrollHeight);
 function draw(turn) {
   const stays = atEnd() || turn.running;
   const place = turns.indexOf(turn);
-  const mine = make("div", { class: "turn mine" }, make("div", { class: "said", dir: "auto" }, turn.prompt), make("div", { class: "actions" }, action("edit", () => edit(place))));
+  const picture = turn.picture ? make("img", { src: turn.picture, alt: turn.prompt }) : null;
+  const mine = make("div", { class: "turn mine" }, make("div", { class: "said", dir: "auto" }, picture, turn.prompt), make("div", { class: "actions" }, picture ? null : action("edit", () => edit(place))));
   const body = make("div", { class: "said", dir: "auto" }, ...said(turn));
   const theirs = make("div", { class: turn.running ? "turn theirs running" : "turn theirs" }, body);
   if (turn.error) theirs.append(make("div", { class: "wrong", role: "alert" }, turn.error));
@@ -219,7 +224,35 @@ function actions(turn, place) {
 
 function send(text) {
   if (running || !text.trim() || mode() === "none") return;
+  if (sees()) return pick();
   turns.push({ prompt: mode() === "write" ? text : text.trim() });
+  showState();
+  answer(turns.length - 1);
+}
+
+function pick() {
+  if (running) return;
+  if (mode() === "choose" && lines(prompt.value).length < 2) {
+    $("note").textContent = t("lines");
+    return prompt.focus();
+  }
+  $("file").click();
+}
+
+/** Have a picture judged; a large one is made smaller first, as a request may not be long. */
+async function show(file) {
+  let picture;
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, 1600 / Math.max(bitmap.width, bitmap.height));
+    const canvas = Object.assign(document.createElement("canvas"), { width: Math.ceil(bitmap.width * scale), height: Math.ceil(bitmap.height * scale) });
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    picture = canvas.toDataURL(file.size > 2 ** 20 ? "image/jpeg" : "image/png", 0.92);
+  } catch {
+    $("note").textContent = t("no_picture");
+    return;
+  }
+  turns.push({ prompt: mode() === "choose" ? prompt.value.trim() : file.name, picture });
   showState();
   answer(turns.length - 1);
 }
@@ -280,11 +313,14 @@ function showState() {
   prompt.placeholder = kind === "none" ? "" : t(`write_${kind}`);
   for (const element of document.querySelectorAll(".chat-only")) element.hidden = kind !== "chat";
   $("note").textContent = writes() && turns.some((turn) => turn.tokens?.length && (turn.shows || stored().tokens)) ? t("note") : "";
+  $("pick").hidden = !sees();
+  prompt.hidden = kind === "see";
   const go = $("go");
   go.dataset.title = running ? "stop" : "send";
   go.title = t(go.dataset.title);
   go.setAttribute("aria-label", go.title);
   go.replaceChildren(icon(go.dataset.title));
+  go.hidden = kind === "see" && !running;
   go.disabled = !running && (!prompt.value.trim() || kind === "none");
 }
 
@@ -320,9 +356,15 @@ function listen() {
     event.preventDefault();
     if (running) return running.abort();
     const text = prompt.value;
+    if (sees()) return pick();
     prompt.value = "";
     grow();
     send(text);
+  });
+  $("pick").addEventListener("click", pick);
+  $("file").addEventListener("change", () => {
+    if ($("file").files[0]) show($("file").files[0]);
+    $("file").value = "";
   });
   prompt.addEventListener("input", () => (grow(), showState()));
   prompt.addEventListener("keydown", (event) => {
