@@ -1,9 +1,10 @@
 """Many requests at once: Triform's engine against transformers' static batches and its continuous batching.
 
 The same weights at the same precision, sixteen greedy requests with short and long prompts and outputs, the contestants
-by turns, medians, ratios. A static batch runs until its longest row is done; transformers' is tried in batches of 4, 8 and
-16, of which the fastest counts. Only the tokens that were asked for count. Then the time to the first token of a short
-prompt, with the engine idle and with fifteen other requests running, each replaced by a new one when it ends.
+by turns, medians, ratios; Triform once more over HTTP, by `triform serve` in a process of its own. A static batch runs until
+its longest row is done; transformers' is tried in batches of 4, 8 and 16, of which the fastest counts. Only the tokens that
+were asked for count. Then the time to the first token of a short prompt, of the engine alone and over HTTP: idle, and with
+fifteen other requests running, each replaced by a new one when it ends.
 Wants an otherwise idle machine:
 
     python benchmarks/serve.py
@@ -17,14 +18,18 @@ import argparse
 import json
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
 
 import triform
@@ -33,6 +38,7 @@ from triform.generate import Sampling
 from triform.generate.engine import Engine
 from triform.generate.prepared import prepare
 from triform.generate.requests import Request
+from triform.text import train_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Prompt and output in tokens: questions, short and long, and documents, summed up or gone on with.
@@ -133,6 +139,71 @@ class Ours:
     def run(self, asked: list[tuple[list[int], int]]) -> list[list[int]]:
         return [ticket.result().ids for ticket in [self.engine.submit(request(ids, new)) for ids, new in asked]]
 
+    def first(self, ids: list[int]) -> float:
+        """Seconds to the first token."""
+        ticket = self.engine.submit(request(ids, 4))
+        ticket.result()
+        assert ticket.first_token_at is not None
+        return ticket.first_token_at - ticket.submitted_at
+
+    def keep_busy(self, ids: list[int], new: int, stopping: threading.Event) -> None:
+        """One request, to its end or until it is over."""
+        ticket = self.engine.submit(request(ids, new))
+        while not ticket.done:
+            if stopping.wait(0.02):
+                ticket.cancel()
+                ticket.result()
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class Served:
+    """`triform serve` in a process of its own, asked over HTTP by streams."""
+
+    def __init__(self, folder: Path, dtype: str, capacity: int) -> None:
+        command = [sys.executable, "-c", "from triform.cli import main; main()", "serve", f"model={folder}", "--port", "0"]
+        command += ["--dtype", dtype, "--slots", str(SLOTS), "--capacity", str(capacity)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        if " at http://" not in said:
+            raise RuntimeError(f"the server did not start: {said}")
+        self.client = httpx2.Client(base_url=said.split(" at ")[1].split()[0], timeout=600, limits=httpx2.Limits(max_connections=64))
+
+    def _lines(self, ids: list[int], new: int) -> Iterator[str]:
+        body = {"prompt": ids, "max_tokens": new, "min_tokens": new, "temperature": 0, "stream": True}
+        with self.client.stream("POST", "/v1/completions", json=body | {"stream_options": {"include_usage": True}}) as found:
+            found.raise_for_status()
+            yield from (line for line in found.iter_lines() if line.startswith("data: {"))
+
+    def run(self, asked: list[tuple[list[int], int]]) -> list[list[int]]:
+        with ThreadPoolExecutor(len(asked)) as clients:
+            counts = clients.map(lambda pair: json.loads(list(self._lines(*pair))[-1][6:])["usage"]["completion_tokens"], asked)
+            return [[0] * count for count in counts]
+
+    def first(self, ids: list[int]) -> float:
+        """Seconds from the request to the first token."""
+        began = time.perf_counter()
+        lines = self._lines(ids, 4)
+        next(lines)
+        seconds = time.perf_counter() - began
+        for _ in lines:
+            pass
+        return seconds
+
+    def keep_busy(self, ids: list[int], new: int, stopping: threading.Event) -> None:
+        """One request, to its end or until it is over."""
+        lines = self._lines(ids, new)
+        for _ in lines:
+            if stopping.is_set():
+                lines.close()
+
+    def close(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(60)
+
 
 def request(ids: list[int], new: int) -> Request:
     """A greedy request that nothing ends early."""
@@ -146,37 +217,30 @@ def timed(contestant: Any, asked: list[tuple[list[int], int]]) -> tuple[float, l
     return time.perf_counter() - began, found
 
 
-def first_token(engine: Engine, vocab_size: int, probes: int, scale: float) -> FirstToken:
+def first_token(contestant: Ours | Served, vocab_size: int, probes: int, scale: float) -> FirstToken:
     """The time to the first token of a short prompt, idle and with fifteen others."""
     draw = random.Random(7)
 
     def probe() -> float:
-        ticket = engine.submit(request([draw.randrange(5, vocab_size) for _ in range(max(2, round(PROBE * scale)))], 4))
-        ticket.result()
-        assert ticket.first_token_at is not None
-        return ticket.first_token_at - ticket.submitted_at
+        return contestant.first([draw.randrange(5, vocab_size) for _ in range(max(2, round(PROBE * scale)))])
 
     probe()
     idle = [probe() for _ in range(probes)]
-    stopping = threading.Event()
+    stopping, begun = threading.Event(), threading.Barrier(16)
 
     def client(number: int) -> None:
         turn = number
+        begun.wait()
         while not stopping.is_set():
             ids, new = prompts(vocab_size, 1000 + turn, scale)[turn % len(MIXED)]
-            ticket = engine.submit(request(ids, new))
-            while not ticket.done:
-                if stopping.wait(0.02):
-                    ticket.cancel()
-                    ticket.result()
+            contestant.keep_busy(ids, new, stopping)
             turn += 15
 
     clients = [threading.Thread(target=client, args=(number,)) for number in range(15)]
     for thread in clients:
         thread.start()
-    while engine.stats().running < 15:
-        time.sleep(0.01)
-    time.sleep(0.5)
+    begun.wait()
+    time.sleep(2)
     loaded = []
     for _ in range(probes):
         time.sleep(draw.uniform(0.02, 0.2))  # wherever the engine happens to be
@@ -216,15 +280,17 @@ def compare(contestants: dict[str, Any], vocab_size: int, rounds: int, scale: fl
     return rows, same / total
 
 
-def report(rows: list[Row], agreement: float, first: FirstToken, size: int) -> str:
+def report(rows: list[Row], agreement: float, firsts: dict[str, FirstToken], size: int) -> str:
     """The results as Markdown."""
     lines = ["| contestant | seconds | tokens/s | times static | spread |", "|---|---|---|---|---|"]
     lines += [f"| {r.name} | {r.seconds:.2f} | {r.tokens_a_second:.1f} | {r.ratio:.2f} | {r.spread:.2f} |" for r in rows]
     lines += ["", f"Static batches of {size}. Tokens up to the first that differs from theirs: {agreement:.1%}.", ""]
-    lines += ["| first token of a short prompt | median, ms | 9 of 10, ms |", "|---|---|---|"]
-    for what, middle, high in (("idle", first.idle, first.idle_p90), ("fifteen others", first.loaded, first.loaded_p90)):
-        lines.append(f"| {what} | {1000 * middle:.1f} | {1000 * high:.1f} |")
-    return "\n".join([*lines, "", f"Loaded over idle: {first.ratio:.2f}."])
+    lines += ["| first token of a short prompt, ms | idle | 9 of 10 | fifteen others | 9 of 10 | loaded over idle |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for name, one in firsts.items():
+        times = (one.idle, one.idle_p90, one.loaded, one.loaded_p90)
+        lines.append(f"| {name} | {' | '.join(f'{1000 * seconds:.1f}' for seconds in times)} | {one.ratio:.2f} |")
+    return "\n".join(lines)
 
 
 def models(name: str, dtype: str, folder: Path, quick: bool) -> tuple[Any, Any]:
@@ -232,7 +298,8 @@ def models(name: str, dtype: str, folder: Path, quick: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     if quick:
-        model, tokenizer = triform.build("smollm2-135m", ["decoder.width=72", "decoder.depth=2"], seed=0).eval(), None
+        model = triform.build("smollm2-135m", ["decoder.width=72", "decoder.depth=2"], seed=0).eval()
+        tokenizer = train_tokenizer(["a few lines"], kind="byte-bpe", vocab_size=300, min_frequency=1)
     else:
         model, tokenizer = triform.load(name)
     model = model.to(DTYPES[dtype])
@@ -259,17 +326,20 @@ def main() -> None:
         if "continuous" in settings.peers:
             other = type(peer).from_pretrained(folder, dtype=DTYPES[settings.dtype]).eval()
             contestants["transformers, continuous batching"] = Continuous(other)
-        contestants["triform"] = Ours(prepare(model, settings.dtype), capacity=1024)
-        rows, agreement = compare(contestants, vocab_size, settings.rounds, scale)
-        first = first_token(contestants["triform"].engine, vocab_size, 5 if settings.quick else 20, scale)
-        print(report(rows, agreement, first, contestants["transformers, static batches"].size))
+        ours: dict[str, Ours | Served] = {"triform": Ours(prepare(model, settings.dtype), capacity=1024)}
+        ours["triform, over HTTP"] = Served(Path(folder), settings.dtype, capacity=1024)
+        try:
+            rows, agreement = compare(contestants | ours, vocab_size, settings.rounds, scale)
+            firsts = {name: first_token(one, vocab_size, 5 if settings.quick else 20, scale) for name, one in ours.items()}
+        finally:
+            for contestant in (*ours.values(), *contestants.values()):
+                if hasattr(contestant, "close"):
+                    contestant.close()
+        print(report(rows, agreement, firsts, contestants["transformers, static batches"].size))
         if settings.json is not None:
             found = {"dtype": settings.dtype, "threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows],
-                     "agreement": agreement, "first_token": asdict(first)}  # fmt: skip
+                     "agreement": agreement, "first_token": {name: asdict(one) for name, one in firsts.items()}}  # fmt: skip
             settings.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        if "transformers, continuous batching" in contestants:
-            contestants["transformers, continuous batching"].close()
-        contestants["triform"].engine.close()
 
 
 if __name__ == "__main__":
