@@ -87,12 +87,17 @@ def test_rows_that_are_taken_together_are_told_apart_where_one_is_bad() -> None:
 
 
 def test_they_are_listed_in_a_file(tmp_path: Path) -> None:
-    bad = BadRows(skip=True)
-    bad.write(tmp_path / "bad.jsonl")
-    assert not (tmp_path / "bad.jsonl").exists()
+    file = tmp_path / "bad.jsonl"
+    bad = BadRows(skip=True, file=file)
+    assert not file.exists()
     bad.add(ValueError("空"), "f, line 2")
-    bad.write(tmp_path / "bad.jsonl")
-    assert json.loads((tmp_path / "bad.jsonl").read_text("utf-8")) == {"place": "f, line 2", "reason": "空"}
+    assert json.loads(file.read_text("utf-8")) == {"place": "f, line 2", "reason": "空"}
+    with file.open("a") as stream:
+        stream.write('{"place": "f, li')  # by a process that was killed
+    again = BadRows(skip=True, file=file)
+    for line in (2, 5):
+        again.add(ValueError("空"), f"f, line {line}")
+    assert [json.loads(line)["place"] for line in file.read_text("utf-8").splitlines()] == ["f, line 2", "f, line 5"]
 
 
 def test_too_many_are_an_error_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,8 @@ def _instruction(row: Mapping[str, Any]) -> Any:
     more = row.get("input")
     if more is not None and not isinstance(more, str):
         raise ValueError(f"expected text in 'input', {_got(more)}")
-    return f"{row['instruction']}\n{more}" if more and isinstance(row["instruction"], str) and row["instruction"].strip() else row["instruction"]
+    told = row["instruction"]
+    return f"{told}\n{more}" if more and isinstance(told, str) and told.strip() else told
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,11 +41,17 @@ class BadRows:
     """What is wrong with the rows of some data. A row that is read again counts once.
 
     skip: bad rows are left out and counted; otherwise the first one ends the work. advice: what an error says of leaving them out.
+    file: where those that are left out are listed, as JSON lines; what a killed process listed there is known already.
     """
 
-    def __init__(self, skip: bool = False, advice: str = "") -> None:
-        self.skip, self.advice = skip, advice
+    def __init__(self, skip: bool = False, advice: str = "", file: Path | None = None) -> None:
+        self.skip, self.advice, self.file = skip, advice, file
         self.reasons: dict[str, str] = {}
+        if file is not None and file.exists():
+            whole = (line for line in file.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n"))
+            self.reasons = {row["place"]: row["reason"] for row in map(json.loads, whole)}
+            with replacing(file) as temporary:  # without a line that was cut short
+                temporary.write_text("".join(map(_listed, self.reasons.items())), "utf-8")
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -54,9 +61,14 @@ class BadRows:
         named = place or "a row of the data"
         if not self.skip:
             raise ValueError(f"{named}: {error}{self.advice}") from None
-        if named not in self.reasons and len(self.reasons) >= MOST_BAD:
+        if named in self.reasons:
+            return
+        if len(self.reasons) >= MOST_BAD:
             raise ValueError(f"more than {MOST_BAD:,} bad rows, so these data are of another kind; the first: {self.first}")
         self.reasons[named] = str(error)
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(_listed((named, str(error))))
 
     @property
     def first(self) -> str:
@@ -64,7 +76,7 @@ class BadRows:
         return next((f"{place}: {reason}" for place, reason in self.reasons.items()), "")
 
     def made(self, rows: Sequence[Mapping[str, Any]], make: Callable[[Sequence[Mapping[str, Any]]], Iterable[T]]) -> list[T]:
-        """What `make` makes of rows that it takes together; where it raises ValueError, of each by itself, so that the bad ones are found."""
+        """What `make` makes of rows together; where it raises ValueError, of each by itself, so that the bad ones are found."""
         try:
             return list(make(rows))
         except ValueError:
@@ -76,11 +88,16 @@ class BadRows:
                     self.add(error, place_of(row))
             return found
 
-    def write(self, file: Path) -> None:
-        """Write the places and the reasons as JSON lines; no file where there are none."""
-        if not self.reasons:
-            file.unlink(missing_ok=True)
-            return
-        with replacing(file) as temporary:
-            lines = (json.dumps({"place": place, "reason": reason}, ensure_ascii=False) for place, reason in self.reasons.items())
-            temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """An error in this context says which rows were left out, where any were: it may come of there being none left."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.reasons:
+                raise
+            raise ValueError(f"{error}; {len(self):,} bad rows are left out, the first: {self.first}") from None
+
+
+def _listed(bad: tuple[str, str]) -> str:
+    return json.dumps(dict(zip(("place", "reason"), bad, strict=True)), ensure_ascii=False) + "\n"

