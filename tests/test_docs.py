@@ -341,7 +341,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def run_command(line: str) -> None:
     words = [SHRUNK.get(word, word) for word in shlex.split(line)]
     if words[1] not in ("demo", "serve", "chat"):  # they take minutes, or for ever, and have tests of their own
-        assert cli.run(words[1:]) == 0, line
+        fine = (0, 1) if words[1] == "doctor" else (0,)  # the shrunk recipes are not in good health
+        assert cli.run(words[1:]) in fine, line
 
 
 def run_document(file: Path) -> int:
@@ -367,7 +368,7 @@ def test_the_readme_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "torch.Size([2, 16, 4000]) torch.Size([2, 16, 4000]) torch.Size([2, 5, 4000])" in capsys.readouterr().out
 
 
-_ON_REQUEST = {"checkpoints", "curves.svg", "tensorboard", "wandb", "track.json", "samples.jsonl", "skipped.jsonl"}
+_ON_REQUEST = {"checkpoints", "reference", "curves.svg", "tensorboard", "wandb", "track.json", "samples.jsonl", "skipped.jsonl"}
 
 
 def test_the_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data", "Named data: list it, fetch it, look at it; prepare a recipe's data."),
     "plan": ("plan", "What a model will cost, before the first step; the best model for a budget."),
     "train": ("train", "Train a model from a recipe."),
+    "doctor": ("doctor", "Look for what would spoil a run, or a model's answers."),
     "runs": ("runs", "List training runs, or compare them."),
     "tokenizer": ("tokenizer", "Train a tokenizer, look at what it makes of text, encode text."),
     "generate": ("generate", "Continue a prompt, or answer it."),

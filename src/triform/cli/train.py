@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from triform.train import Recipe
+    from triform.train.loop import Trainer
 
 app = typer.Typer(add_completion=False)
 
@@ -33,7 +35,7 @@ def train(
     made = read_recipe(recipe, overrides or ())
     if find_rate:
         return _find_rate(made, folder.with_name(f"{folder.name}-rates.svg"), as_json)
-    result = run(made, folder, resume=resume, force=force)
+    result = run(made, folder, resume=resume, force=force, begun=_warn)
     if as_json:
         print(json.dumps(asdict(result), indent=2))
     elif result.finished:
@@ -45,6 +47,14 @@ def train(
         again = shlex.join(["triform", "train", str(recipe), *(overrides or ()), "--out", str(folder), "--resume"])
         print(f"stopped after step {result.steps}; go on with: {again}")
     return 0 if result.finished else 130
+
+
+def _warn(trainer: Trainer) -> None:
+    """Say on standard error, a line each, what may spoil the run."""
+    from triform.doctor import first_look
+
+    for found in first_look(trainer):
+        print(f"warning: {found.line}", file=sys.stderr)
 
 
 def _find_rate(recipe: Recipe, plot: Path, as_json: bool) -> int:

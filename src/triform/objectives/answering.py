@@ -5,6 +5,7 @@ Shapes: B batch, T tokens of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -151,6 +152,9 @@ class QuestionAnsweringObjective(Objective):
             total = total + z_loss * scores.logsumexp(-1).square().sum()
         right = (scores.argmax(-1) == batch.labels).all(-1)
         return Loss(total, {"exact": float(right.sum())}, auxiliary(out), {"exact": float(len(right))})
+
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        return math.log(batch.inputs.shape[1])
 
     def check(self, model: config.Model) -> None:
         forms, head = ("encoder-only", "decoder-only"), getattr(model, "head", None)

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, L labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -137,6 +138,11 @@ class ClassificationObjective(Objective):
             total = total + z_loss * logits.logsumexp(-1).square().sum()
         right = float((logits.argmax(-1) == labels).sum())
         return Loss(total, {"accuracy": right}, auxiliary(out))
+
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        if self.problem == "regression":
+            return None
+        return math.log(2 if self.problem == "multi_label_classification" else len(self.spec.labels))
 
     def check(self, model: config.Model) -> None:
         forms = ("encoder-only", "decoder-only")

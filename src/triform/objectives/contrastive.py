@@ -98,6 +98,9 @@ class ContrastiveObjective(Objective):
         right = float(same.gather(1, logits.argmax(1, keepdim=True)).sum())
         return Loss(contrastive_loss(logits, smoothing, z_loss), {"accuracy": right})
 
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        return math.log(len(batch.labels))
+
     def check(self, model: config.Model) -> None:
         need(isinstance(model, config.DualEncoder), "Contrastive", "a DualEncoder", f"a model that is {model.form}")
         assert isinstance(model, config.DualEncoder)

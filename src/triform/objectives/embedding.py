@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, N negatives of a batch, W width of a vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,9 @@ class SentenceEmbeddingObjective(Objective):
             total = total + z_loss * scores.logsumexp(-1).square().sum()
         right = float((scores.argmax(-1) == batch.labels[:count]).sum())
         return Loss(total, {"accuracy": right}, auxiliary(out))
+
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        return math.log(len(batch.inputs) - batch.count)
 
     def check(self, model: config.Model) -> None:
         forms, head = ("encoder-only", "decoder-only"), getattr(model, "head", None)

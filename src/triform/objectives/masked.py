@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -181,6 +182,11 @@ class MaskedObjective(Objective):
         if not model.training:
             metrics["accuracy"] = token_accuracy(model, out.hidden, batch.labels)
         return Loss(total + sentence, metrics, auxiliary(out))
+
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        assert isinstance(model, config.Transformer)
+        assert isinstance(model.last.input, config.Tokens)
+        return math.log(model.last.input.vocab_size) + (0.0 if batch.sentence is None else math.log(2))
 
     def hide(self, ids: np.ndarray, word: np.ndarray, document: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Hide words of one row, each as a whole: the changed ids (T,) and the labels (T,).

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, L labels.
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,6 +157,9 @@ class TokenClassificationObjective(Objective):
         if z_loss:
             total = total + z_loss * logits.logsumexp(-1).square().sum()
         return Loss(total, {"accuracy": float((logits.argmax(-1) == labels).sum())}, auxiliary(out))
+
+    def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
+        return math.log(len(self.spec.labels))
 
     def check(self, model: config.Model) -> None:
         forms, head = ("encoder-only", "decoder-only"), getattr(model, "head", None)
