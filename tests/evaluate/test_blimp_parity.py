@@ -8,20 +8,11 @@ from typing import Any
 import pytest
 import torch
 from minimal_pairs import PAIRS_EACH, PHENOMENA, write
+from real_models import transformers_model
 
 from triform import hub
 from triform.evaluate import Judged, evaluate
 from triform.evaluate.likelihood import beginning
-
-
-def transformers_model(file: Path) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    theirs = LlamaForCausalLM(LlamaConfig(**load_gguf_checkpoint(str(file))["config"])).eval()
-    theirs.load_state_dict(load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=theirs)["tensors"], strict=False)
-    theirs.tie_weights()
-    return theirs
 
 
 def log_prob(model: Any, ids: list[int]) -> float:

@@ -77,7 +77,7 @@ def test_arc_is_read_and_latin_answers_follow_a_blank(tmp_path: Path) -> None:
 EXAMS = {
     "mmlu": ("test/anatomy_test.csv", "dev/anatomy_dev.csv", "", "{q},one,two,three,4,{a}\n"),
     "cmmlu": ("test/anatomy.csv", "dev/anatomy.csv", ",Question,A,B,C,D,Answer\n", "0,{q},one,two,three,4,{a}\n"),
-    "ceval": ("val/anatomy_val.csv", "dev/anatomy_dev.csv", "id,question,A,B,C,D,answer\n", "0,{q},one,two,three,4,{a}\n"),
+    "ceval": ("val/law_val.csv", "dev/law_dev.csv", "id,question,A,B,C,D,answer\n", "0,{q},one,two,three,4,{a}\n"),
 }
 
 
@@ -93,8 +93,8 @@ def exam(kind: str, folder: Path) -> Path:
     ("kind", "head", "cue"),
     [
         ("mmlu", "The following are multiple choice questions (with answers) about anatomy.", "Answer:"),
-        ("cmmlu", "以下是关于anatomy的单项选择题，请直接给出正确答案的选项。", "答案："),
-        ("ceval", "以下是中国关于anatomy的单项选择题，请选出其中的正确答案。", "答案："),
+        ("cmmlu", "以下是关于解剖学的单项选择题，请直接给出正确答案的选项。", "答案："),
+        ("ceval", "以下是中国关于法学的单项选择题，请选出其中的正确答案。", "答案："),
     ],
 )
 def test_an_exam_is_asked_as_the_harness_asks_it(kind: str, head: str, cue: str, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_an_exam_is_asked_as_the_harness_asks_it(kind: str, head: str, cue: str,
     assert second["question"].endswith(f"Q2, long\n{own}")
     assert first["options"] == [" A", " B", " C", " D"]
     assert [item["answer"] for item in result.items] == [0, 3]
-    assert [item["part"] for item in result.items] == ["anatomy", "anatomy"]
+    assert [item["part"] for item in result.items] == ["law" if kind == "ceval" else "anatomy"] * 2
     assert result.setting == {"shots": 2}
     with pytest.raises(ValueError, match="expected 4 worked examples beside it"):
         measured(f"{kind}={tmp_path}", shots=4)

@@ -53,8 +53,11 @@ def test_two_models_are_compared(place: Path, capsys: Any) -> None:
     assert own["value"] == pytest.approx(values[1] - values[0])
     assert own["test"] == "paired bootstrap"
     assert found["comparisons"][1]["differences"]["accuracy"]["test"] == "McNemar"
-    assert called(place, str(place / "story1")) == 0
+    assert called(place, str(place / "story1"), "--plot", str(place / "p.svg")) == 0
     assert "the second less the first" in capsys.readouterr().out
+    drawn = (place / "p.svg").read_text("utf-8")
+    assert "story0" in drawn
+    assert "story1" in drawn
 
 
 def test_a_torn_history_is_gone_on_with(place: Path, capsys: Any) -> None:

@@ -93,6 +93,69 @@ def test_sums_are_asked_after_worked_examples(tmp_path: Path, monkeypatch: Any) 
         writing.gsm8k(judged(False), tmp_path, Settings())
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "same", "inside"),
+    [
+        (" 画蛇添足。", "画蛇添足", True, True),
+        ("这是“画蛇添足”。", "画蛇添足", False, True),
+        ("１２３", "123", True, True),
+        ("The  Fox!", "the fox", True, True),
+        ("57 + 1 = 58", "58", False, True),
+        ("158", "58", False, False),
+        ("-5", "5", False, False),
+        ("1,000", "1000", False, True),
+        ("", "a", False, False),
+    ],
+)
+def test_answers_are_compared_plainly(text: str, answer: str, same: bool, inside: bool) -> None:
+    assert (writing.plain(text) == writing.plain(answer)) == same
+    assert writing.holds(text, answer) == inside
+
+
+SHAPES = [
+    {"question": "1+1=", "answer": "2"},
+    {"messages": [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]},
+    {"instruction": "1+1=", "output": "2"},
+    {"question": "1+1=", "answers": ["2", "two"]},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["question", "messages", "alpaca", "answers"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_questions_of_any_shape_are_asked_and_compared(shape: Any, chat: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[Any] = []
+
+    def answers(judged: Judged, prompts: list[Any], *_: Any, **__: Any) -> list[str]:
+        asked.extend(prompts)
+        return [" 2.", "It is 2", "3"]
+
+    monkeypatch.setattr(writing, "written", answers)
+    result = writing.exact(judged(False), lines(tmp_path / "q.jsonl", shape, shape, shape), Settings(chat=chat, prompt="Q {text}"))
+    assert asked[0] == (({"role": "user", "content": "1+1="},) if chat else "Q 1+1=")
+    assert [metric.rows[:, 0].tolist() for metric in result.metrics] == [[1, 0, 0], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+def test_a_model_answers_questions(encodes: bool, tmp_path: Path) -> None:
+    place = lines(tmp_path / "q.jsonl", SHAPES[0], {"question": "春", "answer": "江"})
+    result = writing.exact(judged(encodes), place, Settings(max_new_tokens=4))
+    assert [item["text"] for item in result.items] == ["1+1=", "春"]
+    assert result.metrics[0].value in (0, 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"question": "1+1="}, "expected an answer"),
+        ({"question": "1+1=", "answers": []}, "several in 'answers'"),
+        ({"messages": [{"role": "user", "content": str(i)} for i in range(2)] + [{"role": "assistant", "content": "2"}]}, "--chat"),
+    ],
+)
+def test_a_question_that_is_none_is_told_with_its_line(row: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"q\.jsonl:2: .*{says}"):
+        writing.exact(judged(False), lines(tmp_path / "q.jsonl", SHAPES[0], row), Settings())
+
+
 def test_a_prompt_has_a_place_for_the_text() -> None:
     with pytest.raises(ValueError, match="prompt: expected"):
         Settings(prompt="translate")

@@ -22,7 +22,8 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="Example: triform eval runs/story/model --tasks perplexity=valid.txt --tasks blimp=pairs/ --plot figures.svg")
 def evaluate(
     names: Annotated[list[str], typer.Argument(metavar="MODEL", help=f"{MODEL}. Of two, the second is compared with the first.")],
-    tasks: Annotated[list[str], typer.Option(metavar="KIND=PATH", help="A task and its data; may be given several times.")],
+    tasks: Annotated[list[str] | None, typer.Option(metavar="KIND=PATH", help="A task and its data; may be given several times.")] = None,
+    harness: Annotated[str, typer.Option(metavar="TASKS", help="lm-evaluation-harness' tasks: names or .yaml files, commas between.")] = "",
     limit: Annotated[int | None, typer.Option(help="Only so many items of each task, the first ones.")] = None,
     shots: Annotated[int | None, typer.Option(help="So many worked examples before each question; as is usual for the task.")] = None,
     window: Annotated[int | None, typer.Option(help="Perplexity: tokens that are read at a time; at most 1024.")] = None,
@@ -30,7 +31,10 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Of a written answer; as is usual for the task.")] = None,
     prompt: Annotated[str, typer.Option(help="Translation, summarisation: what is written around {text}.")] = "{text}",
     chat: Annotated[bool, typer.Option("--chat", help="Ask for written answers as turns of a conversation.")] = False,
-    seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
+    samples: Annotated[int, typer.Option(help="humaneval: programs that are written for each problem.")] = 1,
+    temperature: Annotated[float | None, typer.Option(help="humaneval: of several samples; as is usual.")] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run programs that the model wrote, with limits.")] = False,
+    seed: Annotated[int, typer.Option(help="Of resampling, and of samples.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines of data out and count them.")] = False,
     items: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write what was asked, expected and answered.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the figures beside those of earlier evaluations.")] = None,
@@ -40,30 +44,25 @@ def evaluate(
     """Measure a model by tasks, each figure with its 95 % interval, and write them to evaluations.jsonl beside the model.
 
     Tasks: perplexity, blimp, choice, mmlu, cmmlu, ceval, classification, ner, squad, cmrc, translation,
-    summarisation, gsm8k.
+    summarisation, gsm8k, exact, humaneval. A path may be that of a recipe: the rows that it holds out.
     """
     from triform import hub
-    from triform.evaluate.history import add
     from triform.evaluate.run import Asked, compare_results
     from triform.evaluate.task import Settings
 
     if len(names) > 2:
         raise ValueError(f"expected one model, or two to compare, got {len(names)}")
-    asked = [Asked.parse(one) for one in tasks]
-    _check(asked, plot, confusion)
+    asked = [Asked.parse(one) for one in tasks or ()]
+    of_harness = [name.strip() for name in harness.split(",") if name.strip()]
     settings = Settings(
-        limit=limit, shots=shots, window=window, stride=stride, max_new_tokens=max_new_tokens, prompt=prompt, chat=chat, seed=seed,
-        skip_bad=skip_bad,
+        limit=limit, shots=shots, window=window, stride=stride, max_new_tokens=max_new_tokens, prompt=prompt, chat=chat, samples=samples,
+        temperature=temperature, allow_code=allow_code, seed=seed, skip_bad=skip_bad,
     )  # fmt: skip
+    _check(asked, of_harness, settings, (plot, confusion))
     places = [hub.locate(name) for name in names]
-    results = [_measure(place, asked, settings) for place in places]
-    for place, own in zip(places, results, strict=True):
-        try:
-            add(place, [one.to_dict(seed) for one in own])
-        except OSError as error:
-            print(f"triform: the figures were not added to the model's evaluations.jsonl: {error}", file=sys.stderr)
+    results = [_measure(place, asked, of_harness, settings) for place in places]
     compared = [compare_results(a, b, seed) for a, b in zip(*results, strict=True)] if len(results) == 2 else []
-    _write(places, results, (items, plot, confusion))
+    _write(names, places, results, (items, plot, confusion))
     if as_json:
         _print_json(names, results, compared, seed)
         return
@@ -75,7 +74,17 @@ def evaluate(
         _print_comparisons(compared)
 
 
-def _check(asked: list[Asked], *pictures: Path | None) -> None:
+def _check(asked: list[Asked], of_harness: list[str], settings: Settings, pictures: tuple[Path | None, Path | None]) -> None:
+    if not asked and not of_harness:
+        raise ValueError("expected a task: --tasks KIND=PATH, or --harness NAME")
+    if of_harness:
+        from triform.evaluate.files import library
+
+        library("lm_eval", "harness")
+    if any(one.kind == "humaneval" for one in asked):
+        from triform.evaluate.programs import check_allowed
+
+        check_allowed(settings)
     for picture in pictures:
         if picture is not None and picture.suffix not in (".svg", ".png", ".pdf"):
             raise ValueError(f"{picture}: expected a picture to end in .svg, .png or .pdf")
@@ -83,21 +92,39 @@ def _check(asked: list[Asked], *pictures: Path | None) -> None:
         raise ValueError("--confusion: expected a task classification=PATH beside it, found none")
 
 
-def _measure(place: Path, asked: list[Asked], settings: Settings) -> list[Result]:
+def _measure(place: Path, asked: list[Asked], of_harness: list[str], settings: Settings) -> list[Result]:
+    """The results of a model, each group of them kept in its history as soon as it is there."""
     from triform import hub
+    from triform.evaluate.history import add, now
     from triform.evaluate.run import evaluate as measured
     from triform.evaluate.task import Judged
 
     model, tokenizer = open_model(place)
     judged = Judged(model, tokenizer, hub.task(place) if place.is_dir() else {})
-    found = []
+    found: list[Result] = []
+    began = now()
+
+    def keep(results: list[Result]) -> None:
+        found.extend(results)
+        try:
+            add(place, [one.to_dict(settings.seed) for one in results], began)
+        except OSError as error:
+            print(f"triform: the figures were not added to the model's evaluations.jsonl: {error}", file=sys.stderr)
+
     for one in asked:
         with bar(f"rows of {one.kind}") as show:
-            found += measured(judged, [one], replace(settings, on_progress=show))
+            keep(measured(judged, [one], replace(settings, on_progress=show)))
+    if of_harness:
+        from triform.evaluate.harness import harness
+
+        with bar("requests of the harness") as show:
+            keep(harness(judged, of_harness, replace(settings, on_progress=show)))
     return found
 
 
-def _write(places: list[Path], results: list[list[Result]], files: tuple[Path | None, Path | None, Path | None]) -> None:
+def _write(
+    names: list[str], places: list[Path], results: list[list[Result]], files: tuple[Path | None, Path | None, Path | None]
+) -> None:
     from triform.config.files import replacing
     from triform.evaluate import history
     from triform.evaluate.judging import confusion_plot
@@ -105,14 +132,15 @@ def _write(places: list[Path], results: list[list[Result]], files: tuple[Path | 
     items, plot, confusion = files
     if items is not None:
         rows = [
-            {"model": str(place), "task": one.name, **item}
-            for place, own in zip(places, results, strict=True) for one in own for item in one.items
+            {"model": name, "task": one.name, **item} for name, own in zip(names, results, strict=True) for one in own for item in one.items
         ]  # fmt: skip
         with replacing(items) as temporary:
             temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8", newline="")
     if plot is not None:
         wanted = {one.name for own in results for one in own}
-        history.plot([row for place in dict.fromkeys(places) for row in history.history(place) if row["task"] in wanted], plot)
+        kept = dict(zip(names, places, strict=True)).items()
+        rows = [{**row, "model": name} for name, place in kept for row in history.history(place) if row["task"] in wanted]
+        history.plot(rows, plot)
     if confusion is not None:
         found = [one for own in results for one in own if one.kind == "classification"]
         for number, one in enumerate(found):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from triform.config.files import read_yaml
 
 from .files import Line, found_in, read, records, some
 from .likelihood import log_likelihoods
@@ -183,7 +186,7 @@ def _sit(kind: str, judged: Judged, place: Path, settings: Settings) -> Result:
                 used.append(worked)
             if len(examples) < shots and settings.shots is not None:
                 raise ValueError(f"{file}: expected {shots} worked examples beside it, in ../dev, found {len(examples)}; lower shots")
-        head = own.head.format(subject=subject.replace("_", " "))
+        head = own.head.format(subject=_called(kind, subject))
         head += "".join(f"{text} {letter}\n\n" for text, letter in examples)
 
         def make(line: Line, head: str = head, subject: str = subject) -> Question:
@@ -203,6 +206,17 @@ def _sit(kind: str, judged: Judged, place: Path, settings: Settings) -> Result:
 def _subject(file: Path) -> str:
     """The subject by a file's name: anatomy_test.csv, anatomy.csv."""
     return re.sub("_(dev|val|test)$", "", file.stem)
+
+
+def _called(kind: str, subject: str) -> str:
+    """What the harness calls a subject in its prompt."""
+    return _names().get(kind, {}).get(subject) or subject.replace("_", " ")
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = read_yaml(Path(__file__).with_name("subjects.yaml"))
+    return found
 
 
 def _examples_of(file: Path, subject: str) -> Path | None:

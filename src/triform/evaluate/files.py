@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from triform.data.rows import place_of
+from triform.data.sources import open_source
+from triform.train.prepare import splits
+from triform.train.recipe import read_recipe
 
 LARGEST = 2**30  # bytes of a file that is read whole
 T = TypeVar("T")
 
 
 class Line(NamedTuple):
-    """A record of a file and the line that it begins in."""
+    """A record of a file and the line that it begins in. place: what names it, where that is not its line."""
 
     file: Path
     number: int
     fields: Mapping[str, Any]
+    place: str | None = None
 
     def text(self, *names: str, empty: bool = False) -> str:
         """The field by the first of these names that is there. Raises ValueError where it is none, or empty."""
@@ -32,7 +41,7 @@ class Line(NamedTuple):
 
     def error(self, message: str) -> ValueError:
         """An error that says where it is."""
-        return ValueError(f"{self.file}:{self.number}: {message}")
+        return ValueError(f"{self.place or f'{self.file}:{self.number}'}: {message}")
 
 
 class BadLine(NamedTuple):
@@ -45,9 +54,13 @@ def text_of(file: Path) -> str:
     """A file in UTF-8. Raises ValueError, with the line, for other bytes, and for what is too large."""
     if not file.is_file():
         raise ValueError(f"{file}: expected a file, found none; check the name")
-    if (size := file.stat().st_size) > LARGEST:
-        raise ValueError(f"{file}: expected at most {LARGEST:,} bytes, got {size:,}; split it")
-    raw = file.read_bytes()
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        try:
+            raw = stream.read(LARGEST + 1)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{file}: expected a whole gzip file, got a damaged one ({error}); get it again") from None
+    if len(raw) > LARGEST:
+        raise ValueError(f"{file}: expected at most {LARGEST:,} bytes, got more; split it")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,9 +68,14 @@ def text_of(file: Path) -> str:
 
 
 def records(file: Path, columns: Sequence[str] | None = None) -> Iterator[Line | BadLine]:
-    """The records of a .jsonl, .json (a list), .csv or .tsv file. `columns` names those of a table without a head."""
+    """The records of a .jsonl, .json (a list), .csv or .tsv file (each also .gz) or a .parquet file, or the rows that a recipe
+    (.yaml) holds out. `columns` names those of a table without a head."""
+    kind = _kind(file)
+    if kind in (".yaml", ".yml", ".parquet"):
+        yield from _rows(file, kind)
+        return
     text = text_of(file)
-    if file.suffix == ".json":
+    if kind == ".json":
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -65,7 +83,7 @@ def records(file: Path, columns: Sequence[str] | None = None) -> Iterator[Line |
         if not isinstance(found, list):
             raise ValueError(f"{file}: expected a list of objects, got {_shown(found)}")
         yield from (_object(file, number, one) for number, one in enumerate(found, 1))
-    elif file.suffix in (".csv", ".tsv"):
+    elif kind in (".csv", ".tsv"):
         yield from _table(file, text, columns)
     else:
         for number, line in enumerate(text.split("\n"), 1):
@@ -76,6 +94,22 @@ def records(file: Path, columns: Sequence[str] | None = None) -> Iterator[Line |
                     yield BadLine(ValueError(f"{file}:{number}: expected a JSON object, got {line.strip()[:40]!r}"))
 
 
+def _kind(file: Path) -> str:
+    return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+
+
+def _rows(file: Path, kind: str) -> Iterator[Line]:
+    if kind == ".parquet":
+        found = iter(open_source(file, text=None))
+    else:
+        held = splits(read_recipe(file).data)[1]
+        if held is None:
+            raise ValueError(f"{file}: expected a recipe that holds rows out, and this one holds out none; set data.validation")
+        found = iter(held)
+    for number, row in enumerate(found, 1):
+        yield Line(file, number, row, place_of(row) or f"{file}, row {number}")
+
+
 def _object(file: Path, number: int, found: Any) -> Line | BadLine:
     if not isinstance(found, dict):
         return BadLine(ValueError(f"{file}:{number}: expected a JSON object, got {_shown(found)}"))
@@ -83,7 +117,7 @@ def _object(file: Path, number: int, found: Any) -> Line | BadLine:
 
 
 def _table(file: Path, text: str, columns: Sequence[str] | None) -> Iterator[Line | BadLine]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if file.suffix == ".tsv" else ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if _kind(file) == ".tsv" else ",")
     names, last = columns, 0
     try:
         for row in reader:
@@ -139,3 +173,11 @@ def some(items: Sequence[T], place: Path) -> Sequence[T]:
 
 def _shown(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def library(name: str, extra: str = "evaluate") -> Any:
+    """A module that only some tasks need. Raises ValueError that names the extra, where it is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise ValueError(f'this task needs {name.split(".")[0]}, which is not installed; pip install "triform[{extra}]"') from None

@@ -50,8 +50,9 @@ class _Row:
 
 
 def log_likelihoods(
-    model: Module, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], *, on_rows: Callable[[int, int], None] | None = None
-) -> list[Likelihood]:
+    model: Module, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]],
+    *, rendered: bool = False, on_rows: Callable[[int, int], None] | None = None,
+) -> list[Likelihood]:  # fmt: skip
     """How probable each continuation is after its context, as lm-evaluation-harness defines it; a context may be empty.
 
     Both are encoded as one text, and blanks that end a context belong to the continuation. A decoder-only model begins with its
@@ -59,10 +60,11 @@ def log_likelihoods(
     encoder-only model has each token of the continuation hidden in turn, with all others seen (pseudo-log-likelihood,
     Salazar et al. 2020). What is too long for learned positions, or for the tokenizer's `length`, is cut at its beginning.
 
+    rendered: contexts were written by a chat template: special tokens in them are tokens, and nothing is put before them.
     on_rows: called with how many rows are done, of how many. Raises ValueError for a model without a language-model head.
     """
-    net = _expect(model)
-    encoded = _encode(net, tokenizer, pairs)
+    net = language_model(model)
+    encoded = _encode(net, tokenizer, pairs, rendered)
     limit = limit_of(net, tokenizer)
     rows: dict[object, _Row] = {}
     cuts, counts = [0] * len(pairs), [len(tokens) for _, tokens in encoded]
@@ -79,7 +81,7 @@ def token_log_probs(
     *, on_rows: Callable[[int, int], None] | None = None,
 ) -> list[Likelihood]:  # fmt: skip
     """As `log_likelihoods`, of tokens after tokens, (context, continuation), for a decoder-only model; a context has at least one."""
-    net = _expect(model)
+    net = language_model(model)
     made = []
     for number, (context, tokens) in enumerate(rows):
         asked = [(number, len(context) - 1, tuple(tokens))]
@@ -101,14 +103,17 @@ def beginning(tokenizer: Tokenizer) -> list[int]:
     return found
 
 
-def _expect(model: Module) -> Transformer:
+def language_model(model: Module) -> Transformer:
+    """The model, if it is one whose likelihoods are known. Raises ValueError for another."""
     if not isinstance(model, Transformer) or use_of(model.config) not in ("generate", "fill"):
         found = use_of(model.config)
         raise ValueError(f"likelihoods need a LanguageModel head, and this model is one to {found or 'compare texts and pictures'} with")
     return model
 
 
-def _encode(net: Transformer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+def _encode(
+    net: Transformer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], rendered: bool
+) -> list[tuple[list[int], list[int]]]:
     """Context and continuation as tokens."""
     moved = []
     for number, (context, continuation) in enumerate(pairs, 1):
@@ -116,16 +121,16 @@ def _encode(net: Transformer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, s
             raise ValueError(f"item {number}: expected a continuation to score, got an empty text")
         blanks = len(context) - len(context.rstrip())
         moved.append((context[: len(context) - blanks], context[len(context) - blanks :] + continuation))
-    contexts = tokenizer.encode_batch([context for context, _ in moved], plain=True)
+    contexts = tokenizer.encode_batch([context for context, _ in moved], plain=not rendered)
     if net.config.form == "encoder-decoder":
-        alone = tokenizer.encode_batch([continuation for _, continuation in moved], plain=True)
+        alone = tokenizer.encode_batch([continuation for _, continuation in moved], plain=not rendered)
         return [(source(tokenizer, context), tokens) for context, tokens in zip(contexts, alone, strict=True)]
-    wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved], plain=True)
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved], plain=not rendered)
     begins = net.config.form == "decoder-only"
     found = []
     for own, whole in zip(contexts, wholes, strict=True):
         size = min(len(own), len(whole) - 1)  # the continuation's first letters may have become one token with the context's last
-        before = (opening(tokenizer) if size else beginning(tokenizer)) if begins else []
+        before = [] if not begins or (rendered and size) else opening(tokenizer) if size else beginning(tokenizer)
         found.append((before + own[:size], whole[size:]))
     return found
 

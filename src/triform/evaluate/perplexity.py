@@ -82,7 +82,7 @@ def perplexity(judged: Judged, place: Path, settings: Settings) -> Result:
 def _texts(files: Sequence[Path], settings: Settings) -> tuple[list[str], int]:
     found, bad = [], 0
     for file in files:
-        if file.suffix != ".jsonl":
+        if file.suffix == ".txt":
             found.append(text_of(file))
             continue
         texts, wrong = read(records(file), lambda line: line.text("text"), skip_bad=settings.skip_bad)

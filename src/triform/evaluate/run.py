@@ -28,6 +28,8 @@ TASKS: dict[str, tuple[str, str, str]] = {
     "translation": ("writing", "translation", "BLEU and chrF of translations, by sacrebleu"),
     "summarisation": ("writing", "summarisation", "ROUGE of summaries, Chinese by characters"),
     "gsm8k": ("writing", "gsm8k", "arithmetic: exact match of the number, five worked examples"),
+    "exact": ("writing", "exact", "questions with one right answer: exact match"),
+    "humaneval": ("programs", "humaneval", "programs that pass their tests (pass@k), run with limits"),
 }
 
 

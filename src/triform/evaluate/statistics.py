@@ -18,7 +18,8 @@ import numpy as np
 _Z = 1.959963984540054  # of the normal distribution's middle 95 %
 RESAMPLES = 1000
 _CHUNK = 2**22  # weights that are drawn at a time
-Method = Literal["Wilson", "bootstrap"]
+Method = Literal["Wilson", "bootstrap", "standard error"]
+Test = Literal["McNemar", "paired bootstrap", "standard errors"]
 Array = np.ndarray[Any, Any]
 
 
@@ -45,6 +46,8 @@ class Metric:
     rows: (N, C), what each item adds to the sums. of: the figure of sums (..., C) over a number of items.
     share: items are right (1) or wrong (0), so that the interval is Wilson's and the test McNemar's.
     higher_is_better: False for perplexity and what is like it.
+    error: the standard error, NaN where it is not known, of a figure that was measured elsewhere and is no function of sums
+        (`Metric.given`).
     """
 
     name: str
@@ -52,6 +55,12 @@ class Metric:
     of: Callable[[Array, int], Array] = mean
     share: bool = False
     higher_is_better: bool = True
+    error: float | None = None
+
+    @classmethod
+    def given(cls, name: str, value: float, error: float, items: int, *, higher_is_better: bool = True) -> Metric:
+        """A figure over a number of items that was measured elsewhere, with its standard error."""
+        return cls(name, np.zeros((items, 1)), lambda sums, _: np.full(sums.shape[:-1], value), False, higher_is_better, error)
 
     @classmethod
     def right(cls, name: str, answers: Sequence[bool]) -> Metric:
@@ -73,15 +82,19 @@ class Metric:
         return float(self.of(self.rows.sum(0), len(self.rows)))
 
     def estimate(self, seed: int = 0) -> Estimate:
-        """The figure with its interval: Wilson's for shares, else the percentiles of a bootstrap over items."""
+        """The figure with its interval: Wilson's for shares, the normal one of a standard error, else a bootstrap's over items."""
         count = len(self.rows)
+        if self.error is not None:
+            half = _Z * self.error
+            low, high = (None, None) if math.isnan(half) else (self.value - half, self.value + half)
+            return Estimate(self.value, low, high, "standard error")
         if self.share:
             return Estimate(self.value, *wilson(int(self.rows.sum()), count), "Wilson")
         if count < 2:
             return Estimate(self.value, None, None, "bootstrap")
         found = np.concatenate([self.of(weights @ self.rows, count) for weights in _resamples(count, seed)])
-        low, high = np.percentile(found, (2.5, 97.5))
-        return Estimate(self.value, float(low), float(high), "bootstrap")
+        ends = np.percentile(found, (2.5, 97.5))
+        return Estimate(self.value, float(ends[0]), float(ends[1]), "bootstrap")
 
 
 def _resamples(count: int, seed: int) -> Iterator[Array]:
@@ -120,13 +133,14 @@ class Difference:
     """Of two models on the same items: the second's figure less the first's, its 95 % interval, and the p-value of no difference.
 
     test: "McNemar" (exact, for what is right or wrong) or "paired bootstrap"; the interval is a paired bootstrap's for both.
+        "standard errors" where nothing more is known: the normal test as of other items, which errs on the side of no difference.
     """
 
     value: float
     low: float | None
     high: float | None
     p: float | None
-    test: Literal["McNemar", "paired bootstrap"]
+    test: Test
 
 
 def compare(first: Metric, second: Metric, seed: int = 0) -> Difference:
@@ -136,7 +150,12 @@ def compare(first: Metric, second: Metric, seed: int = 0) -> Difference:
         got = f"{first.name} of {count:,} and {second.name} of {len(second.rows):,}"
         raise ValueError(f"expected the same figure of the same items to compare, got {got}")
     value = second.value - first.value
-    test: Literal["McNemar", "paired bootstrap"] = "McNemar" if first.share else "paired bootstrap"
+    if first.error is not None and second.error is not None:
+        error = math.hypot(first.error, second.error)
+        if not error > 0:
+            return Difference(value, None, None, None, "standard errors")
+        return Difference(value, value - _Z * error, value + _Z * error, math.erfc(abs(value) / error / math.sqrt(2)), "standard errors")
+    test: Test = "McNemar" if first.share else "paired bootstrap"
     low = high = p = None
     if count > 1:
         pairs = [(weights @ first.rows, weights @ second.rows) for weights in _resamples(count, seed)]

@@ -10,6 +10,8 @@ from typing import Any
 
 from triform.generate.forms import Module
 from triform.text import Tokenizer
+from triform.train.prepare import text_fingerprint
+from triform.train.recipe import read_recipe
 
 from .statistics import Metric
 
@@ -34,7 +36,10 @@ class Settings:
     max_new_tokens: of a written answer; None: as is usual for the kind.
     chat: questions are turns of a conversation, as the chat template writes them.
     prompt: of translation and summarisation, what is written around "{text}".
-    seed: of resampling.
+    samples: of humaneval, programs that are written for each problem.
+    temperature: of several samples; None: as is usual for the kind.
+    allow_code: programs that the model wrote may be run.
+    seed: of resampling, and of samples.
     skip_bad: lines of data that are none are left out and counted, where else the first one is an error.
     on_progress: called with how many are done, of how many.
     """
@@ -46,12 +51,16 @@ class Settings:
     max_new_tokens: int | None = None
     chat: bool = False
     prompt: str = "{text}"
+    samples: int = 1
+    temperature: float | None = None
+    allow_code: bool = False
     seed: int = 0
     skip_bad: bool = False
     on_progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("shots", 0), ("window", 2), ("stride", 1), ("max_new_tokens", 1)):
+        lowest = {"limit": 1, "shots": 0, "window": 2, "stride": 1, "max_new_tokens": 1, "samples": 1, "temperature": 0}
+        for name, least in lowest.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
@@ -103,9 +112,12 @@ def _estimates(metrics: Sequence[Metric], seed: int) -> dict[str, Any]:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Of the contents of files: the same data has the same fingerprint, wherever it lies."""
+    """Of the contents of files, or of what a recipe (.yaml) reads: the same data has the same fingerprint, wherever it lies."""
     found = hashlib.sha256()
     for file in files:
+        if file.suffix in (".yaml", ".yml"):
+            found.update(text_fingerprint(read_recipe(file).data).encode())
+            continue
         with file.open("rb") as stream:
             found.update(hashlib.file_digest(stream, "sha256").digest())
     return found.hexdigest()[:16]
