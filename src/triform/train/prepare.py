@@ -120,8 +120,7 @@ def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, places: tuple[Pat
     """The tokenizer of a recipe; places: where the run keeps what it trains, and where prepared data have theirs."""
     wanted = recipe.tokenizer
     if wanted.path is not None:
-        place = Path(wanted.path)
-        return _finished(Tokenizer.load(place if place.exists() else hub.locate(wanted.path, weights=False)), wanted)
+        return _finished(_opened(wanted.path), wanted)
     folder, ready = places
     made_from = {"tokenizer": config.to_dict(wanted, defaults=True), "fields": _fields(recipe.objective), "text": text}
     if _noted(folder) == made_from:
@@ -140,6 +139,16 @@ def _tokenizer(recipe: Recipe, rows: Iterable[Row], text: str, places: tuple[Pat
     found.save(folder)
     with replacing(folder / _NOTE) as file:
         file.write_text(json.dumps(made_from), encoding="utf-8")
+    return found
+
+
+def _opened(path_or_name: str) -> Tokenizer:
+    """The tokenizer of a folder, of a GGUF file, or of a model by its name."""
+    place = Path(path_or_name) if Path(path_or_name).exists() else hub.locate(path_or_name, weights=False)
+    if place.suffix != ".gguf":
+        return Tokenizer.load(place)
+    found = hub.Checkpoint.open(place).tokenizer()
+    assert found is not None
     return found
 
 
