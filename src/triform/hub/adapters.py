@@ -97,7 +97,7 @@ class _Said:
     def __init__(self, data: Fields) -> None:
         if data.text("peft_type", "LORA") != "LORA":
             raise data.fail("peft_type", "LORA")
-        data.refuse(**_REFUSED)
+        Fields({name: value for name, value in data.data.items() if value not in ([], {})}, f"{ADAPTER}: ").refuse(**_REFUSED)
         rank, alpha = data.whole("r", 8), data.number("lora_alpha", 8.0)
         if not 1 <= rank <= _MOST:
             raise data.fail("r", f"a rank from 1 to {_MOST:,}")
@@ -310,7 +310,7 @@ def adapter_files(model: Module, name: str, base: str, families: Sequence[Family
         inside = [parts.get(n.removesuffix(".weight")) for n in match.ours]
         if not any(inside):
             continue
-        module = _stored(family, match.theirs[0]).removesuffix(".weight")
+        module = family.in_memory(_stored(family, match.theirs[0]).removesuffix(".weight"))
         layers = [model.get_submodule(n.removesuffix(".weight")) for n in match.ours]
         joined = _joined(list(zip(layers, inside, strict=True)))
         modules.append(module)
@@ -324,7 +324,7 @@ def adapter_files(model: Module, name: str, base: str, families: Sequence[Family
             theirs = [_stored(family, n) for n in match.theirs]
             tensors |= {f"{_PREFIX}{n}": tensor.contiguous() for n, tensor in zip(theirs, made, strict=True)}
             saved += [n.rpartition(".")[0] for n in theirs]
-    every = {_stored(family, n).rpartition(".")[0] for match in found for n in match.theirs}
+    every = {family.in_memory(_stored(family, n).rpartition(".")[0]) for match in found for n in match.theirs}
     transposed = any(m.layout in (TRANSPOSED, FUSED_TRANSPOSED) for m in found)
     data = {
         "peft_type": "LORA", "task_type": _task_type(model.config, bool(saved)), "base_model_name_or_path": base, "inference_mode": True,

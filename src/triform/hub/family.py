@@ -25,6 +25,8 @@ class Family:
     renames: (pattern, replacement) for older spellings.
     variant: rows for files that hold some weights in another layout, told by their names.
     computed: weights that follow from the configuration, which files hold besides; never read.
+    modules: (pattern, replacement) from names of files to those that transformers' modules have in memory, where it renames
+        them; adapters are on modules.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     variant: tuple[Rule, ...] = ()
     computed: tuple[Match, ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
 
     def under(self, prefix: str) -> Family:
         """The family with another prefix before the names of the base model; heads keep theirs."""
@@ -49,6 +52,12 @@ class Family:
             table=tuple(r if r.ours[0].startswith("head.") else r._replace(theirs=moved(r.theirs)) for r in self.table),
             repeats=tuple((moved(copy), moved(original)) for copy, original in self.repeats),
         )
+
+    def in_memory(self, name: str) -> str:
+        """What transformers calls a module of the family's files."""
+        for pattern, replacement in self.modules:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def as_stored(self, names: Collection[str]) -> Family:
         """The family with the layout that a file with these names has."""

@@ -7,7 +7,7 @@ Sizes: B batch, T queries, S keys, D width, H heads, N tokens, E experts, K chos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -77,6 +77,7 @@ class Modules:
     training: bool = True
     fp8: bool = False
     runs_again: bool = False  # in the backward pass
+    adapter_dropout: float = 0.0
 
     @property
     def fused(self) -> bool:
@@ -84,15 +85,40 @@ class Modules:
         return self.device == "cpu" and self.training
 
     def linear(self, x: Tensor, name: str) -> Tensor:
-        tape, weight = self.tape, self.weights[f"{name}.weight"]
-        if self.fused:
-            read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
-            return self._narrowed(read, name, (x,), (read,), partial(_linear_back, before=1))
         if self.fp8 and ".layers." in name:
             return self._linear_in_fp8(x, name)
+        out = self._product(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+        return self._adapted(x, out, name) if self.has_adapter(name) else out
+
+    def has_adapter(self, name: str) -> bool:
+        """Whether an adapter is on a layer."""
+        return f"{name}.adapter.0.lora_a" in self.weights
+
+    def _adapted(self, x: Tensor, out: Tensor, name: str) -> Tensor:
+        """As nn.adapter.LowRank; the lengths of DoRA's rows are worked out from the whole matrix."""
+        down, up, magnitude = (self.weights.get(f"{name}.adapter.0.{part}") for part in ("lora_a", "lora_b", "magnitude"))
+        assert down is not None
+        assert up is not None
+        update = self._product(self.scaled(self._product(self.dropout(x, self.adapter_dropout), down)), up)
+        if magnitude is None:
+            return self.add(out, update)
+        tape, bias, wide = self.tape, self.weights.get(f"{name}.bias"), self.tape.wide
+        lengths = tape.hold(wide * down.shape[1] * up.shape[0])
+        gain = tape.op(up.shape[0], wide, (magnitude.tensor,), extra=wide * up.shape[0])
+        del lengths
+        both = self.add(out if bias is None else self.add(out, bias.tensor), update)
+        scaled = tape.op(both.count, wide, (both, gain), (both, gain), back=widest_each)
+        del both
+        return tape.cast(scaled if bias is None else self.add(scaled, bias.tensor), out.width)
+
+    def _product(self, x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tensor:
+        tape = self.tape
+        if self.fused or _is_packed(weight):
+            read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
+            saves = () if _is_packed(weight) else (read,)
+            return self._narrowed(read, (weight, bias), (x,), saves, partial(_linear_back, before=1, packed=_is_packed(weight)))
         matrix = tape.cast(weight.tensor, tape.compute)
         x = tape.cast(x, tape.compute)
-        bias = self.weights.get(f"{name}.bias")
         inputs = [x, matrix] if bias is None else [x, matrix, tape.cast(bias.tensor, tape.compute)]
         return tape.product(x.count // weight.shape[1] * weight.shape[0], tape.compute, inputs, (x, matrix))
 
@@ -105,10 +131,13 @@ class Modules:
         del narrow
         return y if bias is None else self.add(y, tape.cast(bias.tensor, tape.compute))
 
-    def _narrowed(self, read: Tensor, name: str, inputs: tuple[Tensor, ...], saves: tuple[Tensor, ...], back: Back) -> Tensor:
-        """What a linear layer makes of `read`; its weight is narrowed for the moment only."""
-        tape, weight, bias = self.tape, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        matrix = tape.new(weight.tensor.count, tape.compute, "casts") if tape.compute < weight.tensor.width else None
+    def _narrowed(
+        self, read: Tensor, layer: tuple[Parameter, Parameter | None], inputs: tuple[Tensor, ...], saves: tuple[Tensor, ...], back: Back
+    ) -> Tensor:
+        """What a layer of this weight and bias makes of `read`; the weight is narrowed, or unpacked, for the moment only."""
+        tape, (weight, bias) = self.tape, layer
+        made = tape.compute < weight.tensor.width or _is_packed(weight)
+        matrix = tape.new(weight.tensor.count, tape.compute, "casts") if made else None
         inputs = (*inputs, weight.tensor) if bias is None else (*inputs, weight.tensor, bias.tensor)
         out = tape.product(read.count // weight.shape[1] * weight.shape[0], tape.compute, inputs, saves, back=back)
         del matrix
@@ -275,11 +304,14 @@ class Modules:
     # Feed-forward
 
     def feed_forward(self, x: Tensor, name: str, spec: config.FeedForward) -> Tensor:
-        if self.fused and not spec.dropout and not self.runs_again and spec.activation in _INNER:
+        down = self.weights[f"{name}.down.weight"]
+        plain = not (self.has_adapter(f"{name}.down") or _is_packed(down))
+        if plain and self.fused and not spec.dropout and not self.runs_again and spec.activation in _INNER:
             left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
             inputs = (left, self.linear(x, f"{name}.up")) if spec.gated else (left,)
             h = self.tape.new(left.count, left.width)
-            return self._narrowed(h, f"{name}.down", inputs, inputs, partial(_inner_back, before=len(inputs)))
+            layer = (down, self.weights.get(f"{name}.down.bias"))
+            return self._narrowed(h, layer, inputs, inputs, partial(_inner_back, before=len(inputs)))
         left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
         right = self.linear(x, f"{name}.up") if spec.gated else None
         h = self.activation(left, spec.activation)
@@ -353,15 +385,20 @@ class Modules:
         return linear(self.dropout(h, spec.expert.dropout), "down", hidden, width)
 
 
-def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int) -> list[Tensor | None]:
+def _is_packed(weight: Parameter) -> bool:
+    """Whether a weight is kept in fewer bits than it computes with."""
+    return weight.tensor.storage.size < weight.tensor.count * weight.tensor.width
+
+
+def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int, packed: bool = False) -> list[Tensor | None]:
     """Gradients by x, weight and bias; the first two are made in the products' width and widened. `before`: inputs before the weight."""
-    (to, count, width), (_, size, wide), *bias = node.inputs[0], *node.inputs[before:]
-    matrix = tape.new(size, tape.compute) if tape.compute < wide else None
+    (to, count, width), (trained, size, wide), *bias = node.inputs[0], *node.inputs[before:]
+    matrix = tape.new(size, tape.compute) if tape.compute < wide or packed else None
     by_x = None if to is None else tape.new(count, tape.compute)
     del matrix
-    by_weight = tape.new(size, tape.compute)
-    by_weight = by_weight if tape.compute == wide else tape.new(size, wide)
-    by_bias = [tape.new(number, each) for _, number, each in bias]
+    by_weight = None if trained is None else tape.new(size, tape.compute)
+    by_weight = by_weight if by_weight is None or tape.compute == wide else tape.new(size, wide)
+    by_bias = [None if to is None else tape.new(number, each) for to, number, each in bias]
     if by_x is not None and width != tape.compute:
         by_x = tape.new(count, width)
     return [by_x, by_weight, *by_bias]
@@ -388,12 +425,20 @@ def _index_add(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
     return [grad, tape.new(count, width)]
 
 
-def weights(tape: Tape, shapes: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Parameter]:
-    """Parameters of these shapes, `width` bytes a number, on the tape's ledger."""
+def weights(
+    tape: Tape, shapes: Mapping[str, tuple[int, ...]], width: int, *, trained: Collection[str] | None = None,
+    packed: Mapping[str, int] | None = None,
+) -> dict[str, Parameter]:  # fmt: skip
+    """Parameters of these shapes, `width` bytes a number, on the tape's ledger.
+
+    trained: those that get gradients; None: all. packed: bytes of those that are kept in fewer bits.
+    """
     found = {}
     for name, shape in shapes.items():
         count = prod(shape)
-        found[name] = Parameter(tape.hold(count * width, "weights"), shape, count, width)
+        found[name] = Parameter(tape.hold((packed or {}).get(name, count * width), "weights"), shape, count, width)
+        if trained is not None and name not in trained:
+            found[name].tensor.node = None
     return found
 
 

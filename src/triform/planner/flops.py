@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from triform import config
 
+from . import adapters
 from .setting import Recompute
 
 
@@ -30,14 +31,19 @@ def forward(model: config.Model, length: int, target_length: int | None = None, 
 
 
 def training(
-    model: config.Model, length: int, target_length: int | None = None, scored: int | None = None, recompute: Recompute = "none"
-) -> int:
+    model: config.Model, length: int, target_length: int | None = None, scored: int | None = None, recompute: Recompute = "none",
+    adapter: config.Adapter | None = None,
+) -> int:  # fmt: skip
     """FLOPs of the matrix products of one sequence's forward and backward pass, those that are made twice included.
 
     A backward pass makes two products for each one of the forward pass, by the weights and by
     the input, so it costs twice as much; only pixels need no gradient. Lengths and `scored` are
-    as for `forward`.
+    as for `forward`. With an adapter none is made by the frozen weights, so a backward pass costs as much as a forward pass,
+    but for attention's products of tokens with tokens and the adapter's own.
     """
+    if adapter is not None:
+        own, each = forward(model, length, target_length, scored), adapters.forward(model, adapter, length, target_length)[0]
+        return 2 * own + pairs(model, length, target_length) + 3 * each + recomputed(model, length, target_length, recompute)
     pixels = sum(_patches(run.stack) for run in _runs(model, length, target_length))
     return 3 * forward(model, length, target_length, scored) - pixels + recomputed(model, length, target_length, recompute)
 

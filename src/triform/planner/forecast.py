@@ -122,7 +122,7 @@ class Plan:
         return {
             "name": self.name,
             "form": self.model.form,
-            "setting": vars(self.setting),
+            "setting": vars(self.setting) | {"adapter": config.to_dict(self.setting.adapter, defaults=True, hint=config.Adapter)},
             "hardware": {"name": self.hardware.name, "count": self.hardware.count, "memory": self.hardware.card.memory},
             "tokens": self.tokens,
             "steps": self.steps,
@@ -286,7 +286,7 @@ def positions(model: config.Model, setting: Setting) -> int:
 
 def _flops(model: config.Model, setting: Setting, active: int, tokens: int, sequences: float) -> Flops:
     shape = (model, setting.sequence, setting.target)
-    once, step = flops.forward(*shape, setting.scored), flops.training(*shape, setting.scored, setting.recompute)
+    once, step = flops.forward(*shape, setting.scored), flops.training(*shape, setting.scored, setting.recompute, setting.adapter)
     pairs, again = 3 * flops.pairs(*shape) * sequences, flops.recomputed(*shape, setting.recompute) * sequences
     rule, exact, per_token = 6.0 * active * tokens, step * sequences, sequences / tokens
     parts = {

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from triform import config
 
-from . import published, states
+from . import adapters, published, states
 from .activations import weights
 from .explain import Line
 from .parameters import parameters
@@ -65,20 +65,22 @@ def training(model: config.Model, setting: Setting) -> Memory:
     autocast makes and autograd keeps them. `temporary` is what lives only for the moment, gradients of activations included.
     """
     ledger, count = Ledger(), parameters(model)
-    shapes = dict(count.tree.weights())
-    tape = Tape(ledger, WIDTHS[setting.precision], offload=setting.offload)
-    found = weights(tape, shapes, 4)
+    tape, adapter = Tape(ledger, WIDTHS[setting.precision], offload=setting.offload), setting.adapter
+    shapes = adapters.trained(model, adapter)
+    every = dict(count.tree.weights()) | shapes
+    found = weights(tape, every, 4, trained=shapes.keys(), packed=adapters.in_4_bits(model, adapter))
+    numbers = sum(map(prod, shapes.values()))
     state = sum(states.kept(name, shape, setting.optimizer) for name, shape in shapes.items()) + states.fixed(setting.optimizer)
     resident = [tape.hold(state, "optimizer"), tape.hold(setting.accumulate * _inputs(model, setting), "inputs"), *_buffers(model, tape, 4)]
     if setting.average:
-        resident.append(tape.hold(4 * count.total, "average"))
+        resident.append(tape.hold(4 * numbers, "average"))
     for _ in range(min(setting.accumulate, 2)):  # the second finds gradients there, and any other is like it
         tape.backward(Pass(model, setting, tape, found).loss())
     ledger.moment = "optimizer's step"
     resident.append(tape.hold(states.working(shapes, setting.optimizer, setting.device)))
     return _memory(
-        ledger, TRAINING, setting.device, _training_lines(ledger, count.total, setting),
-        [*published.states(count.total, setting.optimizer), *published.activations(model, setting)],
+        ledger, TRAINING, setting.device, _training_lines(ledger, (count.total, numbers), setting),
+        [*published.states(numbers, setting.optimizer), *published.activations(model, setting)],
     )  # fmt: skip
 
 
@@ -119,9 +121,15 @@ def _memory(ledger: Ledger, names: tuple[str, ...], device: Device, lines: list[
     )  # fmt: skip
 
 
-def _training_lines(ledger: Ledger, count: int, setting: Setting) -> list[Line]:
-    numbers: dict[str, float | int | str] = {"P": count}
+def _training_lines(ledger: Ledger, counts: tuple[int, int], setting: Setting) -> list[Line]:
+    """`counts`: the model's parameters, and those that are trained."""
+    numbers: dict[str, float | int | str] = {"P": counts[0]}
+    if setting.adapter is not None:
+        numbers |= {"T": counts[1]}
     formulas = {"weights": "4 P", "gradients": "4 P at the end of the backward pass", "optimizer": _STATES[setting.optimizer]}
+    if setting.adapter is not None:
+        held = "4.127 / 8 of what is in 4 bits, 4 of the rest of P, 4 T" if setting.adapter.quantize else "4 P + 4 T"
+        formulas = {name: formula.replace("P", "T") for name, formula in formulas.items()} | {"weights": held}
     lines = [
         Line(name=name, formula=formula, numbers=numbers, value=ledger.largest.get(name, 0), unit="B", source="train.optimizer")
         for name, formula in formulas.items()

@@ -67,7 +67,7 @@ class Pass:
         setting = self.setting
         again = self.training and setting.recompute != "none"
         how = (setting.device, setting.attention, self.training, setting.precision == "fp8", again)
-        self.modules = Modules(self.tape, self.weights, *how)
+        self.modules = Modules(self.tape, self.weights, *how, 0.0 if setting.adapter is None else setting.adapter.dropout)
         self.routing: list[tuple[Tensor | Storage, ...]] | None = []
 
     def loss(self) -> Tensor:
@@ -327,10 +327,13 @@ class Pass:
         tokens, step, joined, by_weight = x.count // width, chunk_rows(vocabulary), joined_rows(width, compute), None
         supers = list(range(0, tokens, joined))
         for begin in [*supers[:2], *supers[-1:]] if len(supers) > 3 else supers:  # those between are alike
-            kept = tape.new(min(joined, tokens - begin) * vocabulary, compute, LOGITS)
+            trained = table.tensor.node is not None
+            kept = tape.new(min(joined, tokens - begin) * vocabulary, compute, LOGITS) if trained else None
             self._chunk(min(step, joined, tokens - begin), vocabulary, width)
             if begin == supers[-1]:
                 del matrix
+            if not trained:
+                continue
             product = tape.new(vocabulary * width, compute, LOGITS)
             if by_weight is None:
                 by_weight = product
@@ -338,10 +341,11 @@ class Pass:
                 by_weight = by_weight if by_weight.width == wide else tape.new(by_weight.count, wide, LOGITS)
                 tape.hold(self.modules.widened(by_weight, product), LOGITS)
             del kept, product
-        assert by_weight is not None
+        del states
+        if by_weight is None:
+            return tape.op(1, 4, (x,), (by_hidden,), back=_scaled_by_loss)
         inputs = (x, table.tensor) if bias is None else (x, table.tensor, bias.tensor)
         back = _gathered_by_loss if self.modules.fused else _scaled_by_loss
-        del states
         return tape.op(1, 4, inputs, (by_hidden, by_weight), back=back)
 
     def _chunk(self, rows: int, vocabulary: int, width: int) -> None:

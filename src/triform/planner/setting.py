@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
+
+from triform import config
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "muon", "sgd"]
@@ -28,6 +31,7 @@ class Setting:
     rows: "full" of one text each, or "padded" or "packed" with several, which attention needs a mask for.
     average: a moving average of the weights is kept beside them (`train.ema`).
     offload: what autograd saves waits in the processor's memory (`train.offload`).
+    adapter: what is trained beside the model's frozen weights (`train.adapter`); plain data stands for it too.
     """
 
     batch: int = 32
@@ -42,9 +46,12 @@ class Setting:
     rows: Rows = "full"
     average: bool = False
     offload: bool = False
+    adapter: config.Adapter | None = None
     device: Device = "cuda"
 
     def __post_init__(self) -> None:
+        if isinstance(self.adapter, Mapping):
+            object.__setattr__(self, "adapter", config.from_dict(config.Adapter, self.adapter, "adapter"))
         hints = get_type_hints(type(self))
         for field in fields(self):
             _check(field.name, getattr(self, field.name), get_args(hints[field.name]))
@@ -59,7 +66,10 @@ class Setting:
 
 
 def _check(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if name in ("average", "offload"):
+    if name == "adapter":
+        if not isinstance(value, config.Adapter | None):
+            raise ValueError(f"adapter: expected an Adapter or nothing, got {value!r}")
+    elif name in ("average", "offload"):
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected true or false, got {value!r}")
     elif choices and all(isinstance(choice, str) for choice in choices):

@@ -284,14 +284,18 @@ class Tape:
             again = block(Tensor(kept, count, width, origin))
             tape._replay, tape.offload = None, offload
             tape.forget_casts()
-            assert isinstance(again.node, Node)
-            again.node.grad = grad
+            if isinstance(again.node, Node):
+                again.node.grad = grad
             del again, grad
             tape.drain()
             tape.nodes = outer
             return []
 
-        return self._record(out, (x,), (x.storage,), back, 0)
+        out = self._record(out, (x,), (x.storage,), back, 0)
+        if out.node is None:  # x wants no gradient, but weights of the block may
+            out.node = Node((x,), [x.storage], back, 0, layer)
+            self.nodes.append(out.node)
+        return out
 
     # Backward
 

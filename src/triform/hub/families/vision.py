@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from triform import config
@@ -28,6 +29,14 @@ _VIT = (
     *pairs("encoder.layers.{i}", "vit.encoder.layer.{i}", _VIT_LAYER),
     *pairs("encoder", "vit", {"norm": "layernorm"}),
 )
+_VIT_IN_MEMORY = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}  # of transformers 5, in this order
 _CLIP_LAYER = {
     "attention.norm": "layer_norm1",
     "attention.body.query": "self_attn.q_proj",
@@ -108,7 +117,13 @@ def read_vit(hf: Fields) -> tuple[config.Transformer, Family]:
         init=config.Init(std=hf.number("initializer_range", 0.02)),
     )
     ignore = () if bare else (r"vit\.pooler\..*",)
-    return model, Family(name="vit", table=rules(*_VIT, *tail), prefix="vit.", bare=bare, ignore=ignore)
+    layer, names = r"((?:vit\.)?)layers\.(\d+)\.", _VIT_IN_MEMORY.items()
+    family = Family(
+        name="vit", table=rules(*_VIT, *tail), prefix="vit.", bare=bare, ignore=ignore,
+        renames=tuple((layer + re.escape(new) + r"\.(.*)", rf"\1encoder.layer.\2.{old}.\3") for old, new in names),
+        modules=((r"encoder\.layer\.", "layers."), *((rf"\.{re.escape(old)}$", f".{new}") for old, new in names)),
+    )  # fmt: skip
+    return model, family
 
 
 def write_vit(model: config.Model) -> dict[str, Any] | None:
