@@ -62,12 +62,12 @@ def test_answers_that_do_not_stop(subject: Subject) -> None:
     assert "would not stop" in found.advice
 
 
-def test_answers_of_which_some_are_cut_off(subject: Subject) -> None:
+def test_answers_of_which_some_do_not_stop(subject: Subject) -> None:
     row = subject.batches[0].labels[0]
     row[row == subject.tokenizer.eos] = IGNORE  # type: ignore[union-attr]
     found = only(check_stop(subject))
     assert found.severity == "warning"
-    assert "cut off" in found.advice
+    assert "the end of a turn, or [EOS]" in found.advice
 
 
 def test_answers_that_stop_at_a_token_generation_does_not_know(subject: Subject) -> None:

@@ -9,12 +9,12 @@ from triform import hub
 from triform.data.conversations import Conversation, Messages, conversation, preference, prompt
 from triform.objectives.on_policy import OnPolicy
 from triform.text import Tokenizer
-from triform.text.turns import encode_prompt
+from triform.text.turns import encode_dialogue, encode_prompt
 from triform.train.loop import Trainer
 from triform.train.rollouts import Rollouts
 
 from .findings import Finding, graded, percent
-from .subject import Row, Subject
+from .subject import Row, Subject, without_limits
 
 _COLUMNS = ("text", "source", "prompt")  # of which one begins with what the model reads before it answers
 
@@ -26,9 +26,10 @@ def check_serving(subject: Subject, rows: Sequence[Row]) -> Iterator[Finding]:
         return
     yield from _other_template(subject, tokenizer)
     first = later = seen = turns = 0
+    uncut = without_limits(subject.objective) or subject.objective
     for row in rows:
         try:
-            found, columns = _conversation(row), subject.objective.encode([row])
+            found, columns = _conversation(row), uncut.encode([row])
         except ValueError:
             continue  # said of bad rows
         trained = next((list(columns[0][name]) for name in _COLUMNS if columns and name in columns[0]), None)
@@ -39,7 +40,9 @@ def check_serving(subject: Subject, rows: Sequence[Row]) -> Iterator[Finding]:
         first += _agrees(subject, tokenizer, (found.messages[: places[0]], found.tools), trained)
         if len(places) > 1 and "text" in columns[0]:
             turns += 1
-            later += _agrees(subject, tokenizer, (found.messages[: places[-1]], found.tools), trained)
+            once = encode_dialogue(tokenizer, found.messages[: places[0] + 1], tools=found.tools).ids
+            same = _agrees(subject, tokenizer, (found.messages[: places[-1]], found.tools), trained)
+            later += same and trained[: len(once)] == once
     yield from _serving(seen, first, turns, later)
 
 
@@ -51,7 +54,7 @@ def _serving(seen: int, first: int, turns: int, later: int) -> Iterator[Finding]
         advice = "let the chat template write a turn alike with add_generation_prompt and with the answer there"
         yield Finding("template in use", "error", says, advice, {"share": 1 - first / seen})
     elif later < turns:
-        says = f"in {percent(1 - later / turns)} of the longer conversations earlier turns are written otherwise when the last is asked for"
+        says = f"in {percent(1 - later / turns)} of the longer conversations earlier turns are written otherwise once others follow"
         advice = "train on each answer with the turns before it as the template then writes them, or take a template that changes none"
         yield Finding("template in use", "warning", says, advice, {"share": 1 - later / turns})
     else:
@@ -59,11 +62,9 @@ def _serving(seen: int, first: int, turns: int, later: int) -> Iterator[Finding]
 
 
 def _agrees(subject: Subject, tokenizer: Tokenizer, asked: tuple[Messages, Any], trained: list[int]) -> bool:
-    """Whether what is trained on begins with what is read when the model is asked, as far as either was not cut."""
-    encodes = subject.spec.form == "encoder-decoder"
-    served = encode_prompt(tokenizer, asked[0], tools=asked[1], encodes=encodes)
-    size = min(len(served), len(trained))
-    return trained[:size] == served[:size] or trained[-size:] == served[-size:]
+    """Whether what is trained on begins with what is read when the model is asked."""
+    served = encode_prompt(tokenizer, asked[0], tools=asked[1], encodes=subject.spec.form == "encoder-decoder")
+    return trained[: len(served)] == served
 
 
 def _conversation(row: Mapping[str, Any]) -> Conversation:

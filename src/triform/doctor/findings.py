@@ -48,7 +48,7 @@ class Examination:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        counts = {severity: self.count(severity) for severity in SEVERITIES}
+        counts: dict[str, int] = {severity: self.count(severity) for severity in SEVERITIES}
         return {"kind": self.kind, "name": self.name, **counts, "findings": [asdict(found) for found in self.findings]}
 
 

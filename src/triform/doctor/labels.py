@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from triform import config
 from triform.nn import IGNORE
 from triform.objectives import Batch
+from triform.objectives.answering import QuestionAnswering
+from triform.objectives.reward_model import RewardModel
 from triform.text import Tokenizer, framing
 
 from .findings import Finding, graded, listed, percent
@@ -37,14 +38,16 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _runs(batch: Batch, whole: bool) -> Iterator[Tensor]:
-    """The labels of each run of scored positions; without `whole` only of those that do not reach the end of their row."""
-    for row in batch.labels:
-        scored = row != IGNORE
-        edges = torch.nonzero(torch.diff(scored.int(), prepend=scored.new_zeros(1).int(), append=scored.new_zeros(1).int()))[:, 0].tolist()
-        for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            if whole or stop < len(row):
-                yield row[start:stop]
+def _runs(subject: Subject) -> Iterator[tuple[list[int], bool]]:
+    """The last labels of each run of scored positions, and whether its row is full; of a stream only of runs that end within the row."""
+    for batch in subject.batches:
+        for index, row in enumerate(batch.labels):
+            scored = row != IGNORE
+            outside = torch.zeros(1, dtype=torch.int)
+            edges = torch.nonzero(torch.diff(scored.int(), prepend=outside, append=outside))[:, 0].tolist()
+            for start, stop in zip(edges[::2], edges[1::2], strict=True):
+                if stop < len(row) or not subject.objective.cuts_rows:
+                    yield row[start:stop][-_NEAR_THE_END:].tolist(), subject.is_full(batch, index)
 
 
 def check_stop(subject: Subject) -> Iterator[Finding]:
@@ -57,33 +60,29 @@ def check_stop(subject: Subject) -> Iterator[Finding]:
         advice = "take a tokenizer with an [EOS], or add one with tokenizer.add"
         yield Finding("stop token", "error", "the tokenizer has no token that ends a text, so answers would never stop", advice)
         return
-    streams = subject.objective.cuts_rows
-    runs = [run[-_NEAR_THE_END:].tolist() for batch in subject.batches for run in _runs(batch, whole=not streams)]
+    runs = list(_runs(subject))
     names = ", ".join(tokenizer.tokens(sorted(ends)))
-    if not runs and streams:
+    if not runs and subject.objective.cuts_rows:
         yield Finding("stop token", "fine", f"documents end with {names}; none ends in the first batches")
         return
-    stopped = sum(any(label in ends for label in run) for run in runs)
-    share = stopped / max(1, len(runs))
+    others = [(run, full) for run, full in runs if not ends.intersection(run)]
+    share = 1 - len(others) / max(1, len(runs))
     if share == 1:
         yield Finding("stop token", "fine", f"all of {len(runs):,} texts to write end with {names}", figures={"share": share})
         return
-    says = f"{percent(share)} of {len(runs):,} texts to write end with {names}{_instead(tokenizer, runs, ends)}"
-    yield Finding("stop token", graded(1 - share, 0.02, 0.5), says, _stop_advice(share), {"share": share})
+    says = f"{percent(share)} of {len(runs):,} texts to write end with {names}{_instead(tokenizer, [run for run, _ in others])}"
+    advice = "a model trained so would not stop: put the end of a turn, or [EOS], into what the template marks as the assistant's"
+    if all(full for _, full in others):
+        advice = "the others are cut off: raise the objective's lengths, or leave long rows out"
+    yield Finding("stop token", graded(1 - share, 0.02, 0.5), says, advice, {"share": share})
 
 
-def _instead(tokenizer: Tokenizer, runs: list[list[int]], ends: set[int]) -> str:
+def _instead(tokenizer: Tokenizer, others: list[list[int]]) -> str:
     """What the others end with, where that is one special token."""
-    last = {run[-1] for run in runs if not any(label in ends for label in run)}
+    last = {run[-1] for run in others}
     if len(last) == 1 and last <= tokenizer.special_ids:
         return f", the others with {tokenizer.tokens(last)[0]}, at which generation does not stop"
     return ""
-
-
-def _stop_advice(share: float) -> str:
-    if share < 0.5:
-        return "a model trained so would not stop: put the end of a turn, or [EOS], into what the template marks as the assistant's"
-    return "the others are cut off: raise the objective's lengths, or leave long rows out"
 
 
 def check_frame(subject: Subject) -> Iterator[Finding]:
@@ -92,7 +91,7 @@ def check_frame(subject: Subject) -> Iterator[Finding]:
     if tokenizer is None:
         return
     wanted, ends = _frame(subject, tokenizer)
-    starts = [start for batch in subject.batches for start in _starts(batch, 2 + len(wanted), subject.objective.cuts_rows)]
+    starts = [start for batch in subject.batches for start in _starts(subject, batch, 2 + len(wanted))]
     if not starts:
         yield Finding("frame", "fine", "no text begins within the rows of the first batches")
         return
@@ -126,19 +125,21 @@ def _frame(subject: Subject, tokenizer: Tokenizer) -> tuple[list[int], list[int]
     if isinstance(spec, config.Transformer) and spec.form == "encoder-decoder":
         framed, after = framing.source(tokenizer, []), framing.template(tokenizer)[1]
         return framed[: len(framed) - len(after)], after
+    if isinstance(subject.recipe.objective, QuestionAnswering | RewardModel):
+        return ([], []) if subject.converses and tokenizer.chat_template else (list(framing.pair(tokenizer).before), [])
     if subject.writes or isinstance(spec, config.DualEncoder):
         return framing.opening(tokenizer), []
     framed = framing.judged(tokenizer, [])
     return framed[:-1], framed[-1:]
 
 
-def _starts(batch: Batch, width: int, streams: bool) -> Iterator[list[int]]:
-    """The first tokens of each text in a batch; rows of a stream may begin in the middle of one."""
+def _starts(subject: Subject, batch: Batch, width: int) -> Iterator[list[int]]:
+    """The first tokens of each text in a batch; rows of a stream, and those that prompts were cut for, may begin in the middle of one."""
     if batch.inputs.is_floating_point():
         return
     numbers = None if batch.layout is None else batch.layout.documents
     for index, row in enumerate(batch.inputs):
-        if not streams:
+        if not subject.objective.cuts_rows and not (subject.converses and subject.is_full(batch, index)):
             first = 0 if batch.mask is None else int(batch.mask[index].int().argmax())
             yield row[first : first + width].tolist()
         if numbers is not None:
@@ -177,8 +178,8 @@ def _unmasked(batch: Batch, tokenizer: Tokenizer) -> tuple[str, str] | None:
     """What is wrong with a batch's padding, and what to do."""
     pad, mask = tokenizer.pad, batch.mask
     if pad is not None and pad not in tokenizer.ends and pad != tokenizer.unk:
-        seen = batch.inputs == pad if mask is None else (batch.inputs == pad) & mask.bool()
-        if bool(seen.any()):
+        read = batch.inputs == pad if mask is None else (batch.inputs == pad) & mask.bool()
+        if bool(read.any()):
             name = tokenizer.tokens([pad])[0]
             return f"{name} is read as if it were text", f"leave {name} out of the data, or mask it in the objective's collate"
     seen = batch.mask if batch.target is None else batch.target_mask

@@ -73,7 +73,8 @@ def lowest_loss(batch: Batch, *, looks_back: bool) -> float:
 def few(subject: Subject, trainer: Trainer) -> Batch:
     """One batch of the first ten samples of the run, the same masks and noise each time."""
     samples = trainer.train.samples
-    chosen = list(dict.fromkeys(int(i) for i in trainer.train.indices(0)))[:EXAMPLES]
+    steps = range(min(EXAMPLES, trainer.settings.steps))
+    chosen = list(dict.fromkeys(int(i) for step in steps for i in trainer.train.indices(step)))[:EXAMPLES]
     return subject.objective.collate([samples[i] for i in chosen], [(0, 0, i) for i in range(len(chosen))])
 
 

@@ -67,7 +67,7 @@ class Examiner:
     def _data(self, subject: Subject, train: Part, validation: Part, folder: Path) -> Iterator[Finding]:
         """What the rows tell."""
         compared = lambda done, total: self.report("comparing texts", done, total)  # noqa: E731
-        yield from rows.check_duplicates(train)
+        yield from rows.check_duplicates(train, bool(subject.recipe.data.transform))
         yield from rows.check_classes(subject, train, validation)
         yield from rows.check_overlap(train, validation, compared)
         clean = subject.recipe.data.clean

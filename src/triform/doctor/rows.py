@@ -31,13 +31,15 @@ def _key(row: Row) -> bytes:
     return digest(found if found else json.dumps(dict(row), sort_keys=True, default=str))
 
 
-def check_duplicates(part: Part) -> Iterator[Finding]:
-    """Rows that are there more than once."""
+def check_duplicates(part: Part, made: bool = False) -> Iterator[Finding]:
+    """Rows that are there more than once. made: by the recipe's transforms, which come after its cleaning."""
     counts = Counter(map(_key, part.rows))
     again = len(part.rows) - len(counts)
     share = again / max(1, len(part.rows))
     severity = graded(share, 0.05)
     help_ = "set data.clean: {filter: null} to keep each once, and {deduplicate: {near: 0.8}} in it for near copies"
+    if made:
+        help_ = "they come of data.transform: short pieces of a text repeat; look at `overlap`, or make longer pieces"
     advice = "" if severity == "fine" else help_
     yield Finding("duplicates", severity, f"{percent(share)} of {part.said} repeat an earlier one", advice, {"share": share, "rows": again})
 
@@ -105,7 +107,8 @@ def check_unknown_text(subject: Subject, part: Part) -> Iterator[Finding]:
         total, characters = total + len(encoding.ids), characters + len(text)
         if tokenizer.unk is not None and tokenizer.unk not in tokenizer.ends:
             unknown.update(text[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if i == tokenizer.unk)
-    yield unknown_finding(unknown.total() / max(1, total), total, tuple(text for text, _ in unknown.most_common(10)))
+    shown = tuple(text if text.strip() else ascii(text)[1:-1] for text, _ in unknown.most_common(10))
+    yield unknown_finding(unknown.total() / max(1, total), total, shown)
     rate = total / max(1, characters)
     if rate > 1.5:
         says = f"the tokenizer takes {rate:.1f} tokens a character, so this script is hardly known to it"

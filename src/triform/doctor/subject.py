@@ -67,7 +67,7 @@ def read_part(rows: Iterable[Row] | None, most: int = MOST_ROWS) -> Part:
 
 
 def texts(row: Any) -> list[str]:
-    """The texts of a row, those in lists and mappings too, but for what only names it."""
+    """The texts of a row, those in lists and mappings too, but for what only names it or its parts."""
     if isinstance(row, str):
         return [row]
     if isinstance(row, Mapping):
@@ -77,7 +77,7 @@ def texts(row: Any) -> list[str]:
     return []
 
 
-_NAMES = frozenset({"id", "uid", "uuid", "idx", "index", "role", "from"})
+_NAMES = frozenset({"id", "uid", "uuid", "idx", "index", "role", "from", "label", "labels", "tags", "ner_tags"})
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,14 @@ class Subject:
     def converses(self) -> bool:
         """Whether the rows are conversations, or prompts with answers."""
         return isinstance(self.recipe.objective, Instruction | Preference | KTO | RewardModel | OnPolicy)
+
+    def is_full(self, batch: Batch, row: int) -> bool:
+        """Whether a row has as many tokens as the objective allows, so that something may have been cut from it."""
+        side, ids, mask = "encoder", batch.inputs, batch.mask
+        if batch.target is not None or getattr(self.spec, "encoder", None) is None:
+            side, ids, mask = ("decoder", *((ids, mask) if batch.target is None else (batch.target, batch.target_mask)))
+        tokens = ids.shape[1] if mask is None else int(mask[row].sum())
+        return tokens >= self.recipe.objective.longest().get(side, ("", UNLIMITED))[1] - 1
 
     @cached_property
     def batches(self) -> list[Batch]:
