@@ -16,8 +16,8 @@ from triform.train import read_recipe, run
 GOOD: dict[str, list[dict[str, Any]]] = {
     "Instruction": [{"prompt": line[:6], "response": line[6:] or line} for line in LINES],
     "Classification": [{"text": f"{text}{i}", "label": label} for i in range(6) for text, label in REVIEWS],
-    "TokenClassification": [{"tokens": list(line), "labels": ["O"] * len(line)} for line in LINES],
-    "QuestionAnswering": [{"question": line[:3], "context": line, "answers": line[3:6]} for line in LINES],
+    "TokenClassification": [{"tokens": list(line[:15]), "labels": ["O"] * len(line[:15])} for line in LINES],
+    "QuestionAnswering": [{"question": line[:3], "context": line[:15], "answers": line[3:6]} for line in LINES],
 }
 BAD = {
     "Instruction": [

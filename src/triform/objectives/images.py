@@ -88,7 +88,7 @@ def _levels(value: Any, name: str, highest: int) -> np.ndarray:
         value = value.get("bytes") or value["path"]
     if isinstance(value, bytes | str | Path):
         try:
-            value, highest = open_picture(value), 255
+            value, highest = open_picture(value, LARGEST), 255
         except ValueError as error:
             raise ValueError(f"a row of the data has in its field {name!r} {error}") from None
     elif hasattr(value, "convert"):

@@ -34,7 +34,8 @@ def show_example(objective: Objective, samples: Samples) -> None:
 
 def _cut(runs: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """The runs as far as they are shown."""
-    kept, room = [], _SHOWN
+    kept: list[tuple[str, bool]] = []
+    room = _SHOWN
     for text, learned in runs:
         if room <= 0:
             return [*kept, ("…", False)]
