@@ -11,6 +11,7 @@ import typer
 from .models import MODEL, loading
 
 if TYPE_CHECKING:
+    from triform.generate.content_filter import ContentFilter
     from triform.serve.models import Model
 
 app = typer.Typer(add_completion=False)
@@ -33,6 +34,9 @@ def serve(
     ] = None,
     moderation: Annotated[
         str | None, typer.Option(help="The classifier that /v1/moderations asks: the name of one served, or its path.")
+    ] = None,
+    guard: Annotated[
+        str | None, typer.Option(help="A classifier's path or name; what it gives a label but its first is refused, asked or answered.")
     ] = None,
     dtype: Annotated[
         Literal["auto", "fp32", "bf16", "int8", "int4"], typer.Option(help="How the weights of a model that generates are kept.")
@@ -71,7 +75,7 @@ def serve(
     log_to_stderr()
     cache = None if memory is None else int(memory * 2**30)
     opened = _open(models, moderation, dtype=dtype, queue=queue, slots=slots, capacity=capacity, memory=cache)
-    application = server.create_app(server.Models(*opened), settings)
+    application = server.create_app(server.Models(*opened, guard=_guard(guard)), settings)
     if not found and host not in ("127.0.0.1", "localhost", "::1"):
         print("triform: anybody who reaches this address may use the models; --keys asks for API keys", file=sys.stderr)
     server.run(application, listening, lambda address: _say(address, [model.name for model in opened[0]]))
@@ -88,6 +92,16 @@ def _open(models: list[str], moderation: str | None, **engine: Any) -> tuple[lis
     with loading(hub.locate(moderation)):
         opened.append(open_model(moderation, **engine))
     return opened, opened[-1].name
+
+
+def _guard(place: str | None) -> ContentFilter | None:
+    from triform import hub
+    from triform.generate.content_filter import ContentFilter
+
+    if place is None:
+        return None
+    with loading(hub.locate(place)):
+        return ContentFilter.open(place)
 
 
 def _split(model: str) -> tuple[str | None, str]:

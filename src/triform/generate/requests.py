@@ -11,7 +11,7 @@ from typing import Literal
 
 from .sampling import Sampling
 
-FinishReason = Literal["stop", "length", "stop_string", "cancelled", "deadline", "error"]
+FinishReason = Literal["stop", "length", "stop_string", "cancelled", "deadline", "error", "content_filter"]
 
 
 class Full(ValueError):
@@ -53,7 +53,7 @@ class Event:
     log_prob: of the token, in nats, as the model gave it.
     top: the most probable tokens with their log-probabilities, as many as `sampling.top_log_probs`.
     text: the whole characters that have become certain, where the engine has a tokenizer; the pieces joined are the text.
-    finish_reason: why the request ends, with its last event.
+    finish_reason: why the request ends, with its last event; "content_filter" where who serves it held the answer back.
     error: what went wrong, where that is "error".
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +79,7 @@ def _submit(state: State, writer: Writer, body: ChatRequest, answers: Answers) -
     sampling = sampling_of(body, wanted, body.top_logprobs or 0, state.settings)
     try:
         messages = [_plain(message) for message in body.messages]
+        state.admit((_said(message) for message in messages), "messages")
         ids = writer.read_chat(messages, [tool.model_dump(exclude_none=True) for tool in given] or None, variables)
     except ValueError as error:
         raise bad(str(error), "messages") from None
@@ -150,6 +151,12 @@ def _plain(message: Message) -> dict[str, Any]:
     return found
 
 
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message, which may be in parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
+
+
 @dataclass
 class _Answer:
     """One answer as far as it has come."""
@@ -201,7 +208,8 @@ class Talk:
         tokens = [token_of(self.writer, event)] if self.body.logprobs and event.token is not None and event.finish_reason != "stop" else []
         answer.tokens += tokens
         if last:
-            answer.finish = "length" if event.finish_reason == "length" else "tool_calls" if answer.calls else "stop"
+            told = event.finish_reason if event.finish_reason in ("length", "content_filter") else None
+            answer.finish = told or ("tool_calls" if answer.calls else "stop")
             self.record.finish = answer.finish
         return parts, tokens
 

@@ -72,6 +72,7 @@ def _submit(state: State, writer: Writer, body: CompletionRequest, answers: Answ
         raise bad(str(error), "prompt") from None
     for prompt in prompts:
         check_length(writer, state, prompt.ids, "prompt")
+    state.admit((prompt.text for prompt in prompts), "prompt")
     answers.record.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     answers.submit([replace(one, scored=scored) for one in spread([prompt.ids for prompt in prompts], sampling, count)])
     return prompts
@@ -136,7 +137,8 @@ class Writing:
             text.begun = True
             piece = self._begin(text, prompt) + piece
         if event.finish_reason is not None:
-            text.finish = self.record.finish = "length" if event.finish_reason == "length" else "stop"
+            told = event.finish_reason if event.finish_reason in ("length", "content_filter") else None
+            text.finish = self.record.finish = told or "stop"
         if self.body.max_tokens == 0:
             piece, text.finish = piece.removesuffix(event.text), "length"
         elif event.token is not None and event.finish_reason != "stop" and self.body.logprobs is not None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from .requests import Sampled
 from .settings import Settings
 
 _SILENCE = 10.0  # seconds without a token after which a stream shows that it lives
+_HELD = 64  # tokens of an answer that is held back, after which a stream shows that it lives
 _LATE = 5.0  # seconds that the engine may take to end a request whose deadline is over
 
 
@@ -54,11 +55,14 @@ def sampling_of(request: Sampled, new_tokens: int | None, top: int, settings: Se
 class Answers:
     """The answers of one request, from the time that they are submitted until they are read or given up.
 
-    deadline: seconds. Used as a context manager, so that whatever happens their slots are free afterwards.
+    deadline: seconds. refuses: whether a text must not pass; answers are then held until they are whole. Used as a context
+    manager, so that whatever happens their slots are free afterwards.
     """
 
-    def __init__(self, writer: Writer, record: Record, deadline: float) -> None:
-        self.writer, self.record = writer, record
+    def __init__(
+        self, writer: Writer, record: Record, deadline: float, refuses: Callable[[str], Awaitable[bool]] | None = None
+    ) -> None:
+        self.writer, self.record, self._refuses = writer, record, refuses
         self.tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
         self._ends = self._loop.time() + deadline
@@ -124,8 +128,31 @@ class Answers:
     async def events(self) -> AsyncIterator[tuple[int, Event] | None]:
         """Each token with the number of its answer, until all have ended, and None every few seconds of silence.
 
-        Raises ServeError for what goes wrong on the way.
+        Of an answer that must not pass there is nothing but its end. Raises ServeError for what goes wrong on the way.
         """
+        if self._refuses is None:
+            async for found in self._heard():
+                yield found
+            return
+        held: dict[int, list[Event]] = {}
+        async for found in self._heard():
+            if found is None:
+                yield None
+                continue
+            place, event = found
+            kept = held.setdefault(place, [])
+            kept.append(event)
+            if event.finish_reason is None:
+                if len(kept) % _HELD == 0:
+                    yield None
+            elif await self._refuses("".join(one.text for one in kept)):
+                yield place, Event(None, finish_reason="content_filter")
+            else:
+                for one in kept:
+                    yield place, one
+
+    async def _heard(self) -> AsyncIterator[tuple[int, Event] | None]:
+        """What the engine says, as it comes."""
         left = len(self.tickets)
         while left:
             found = await self._next()

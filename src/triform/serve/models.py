@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from triform import config, generate, hub
+from triform.generate.content_filter import ContentFilter
 from triform.generate.engine import Engine
 from triform.generate.forms import longest
 from triform.generate.pictures import PictureFormat
@@ -249,9 +250,11 @@ Model = Writer | Judge | Viewer
 
 
 class Models:
-    """The models by name. moderator: the name of the classifier that /v1/moderations asks."""
+    """The models by name. moderator: the name of the classifier that /v1/moderations asks. guard: judges what is asked of the models
+    that generate, and what they answer."""
 
-    def __init__(self, models: Iterable[Model], moderator: str | None = None) -> None:
+    def __init__(self, models: Iterable[Model], moderator: str | None = None, guard: ContentFilter | None = None) -> None:
+        self.guard = guard
         self.by_name: dict[str, Model] = {}
         for model in models:
             if model.name in self.by_name:

@@ -53,7 +53,7 @@ class ChoiceLogProbs(BaseModel):
     refusal: None = None
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class AnswerMessage(BaseModel):

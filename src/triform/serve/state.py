@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from .errors import ServeError
+from .errors import ServeError, bad
 from .generation import Answers, stopping
 from .models import Models, Writer
 from .observe import Metrics, Record
@@ -38,13 +38,25 @@ class State:
     @contextmanager
     def answering(self, writer: Writer, record: Record) -> Iterator[Answers]:
         """Answers that end when the block does."""
-        answers = Answers(writer, record, self.settings.deadline)
+        answers = Answers(writer, record, self.settings.deadline, None if self.models.guard is None else self._refuses)
         self._live.add(answers)
         try:
             yield answers
         finally:
             self._live.discard(answers)
             answers.close()
+
+    def admit(self, texts: Iterable[str], param: str) -> None:
+        """Raise ServeError 400 for a text that the guard does not let pass. Takes time; not for the event loop's thread."""
+        if self.models.guard is None:
+            return
+        for text in texts:
+            if (found := self.models.guard(text)).flagged:
+                raise bad(f"{param}: a text is judged {found.reason}, and this server refuses such", param, "content_filter")
+
+    async def _refuses(self, text: str) -> bool:
+        assert self.models.guard is not None
+        return (await self.aside(self.models.guard, text)).flagged
 
     async def drain(self) -> None:
         """Take no more requests; let what runs finish, or give it up at the deadline."""
