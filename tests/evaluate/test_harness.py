@@ -75,9 +75,9 @@ def test_answers_are_written_up_to_their_stop_strings(form: str) -> None:
     assert drawn != found
 
 
-def test_what_is_too_long_is_cut_at_its_beginning() -> None:
+def test_what_is_too_long_is_cut_at_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     own = judged()
-    own.tokenizer.length = 24
+    monkeypatch.setattr(own.tokenizer, "length", 24)
     model = HarnessModel(own)
     long = LINES[0] * 9
     found = list(model._request(0, long, {"max_gen_toks": 4}).ids)
@@ -88,9 +88,9 @@ def test_what_is_too_long_is_cut_at_its_beginning() -> None:
         model.generate_until(requests("generate_until", (long, {"max_gen_toks": 24})))
 
 
-def test_rolling_likelihood_is_that_of_perplexity(tmp_path: Path) -> None:
+def test_rolling_likelihood_is_that_of_perplexity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = judged()
-    own.tokenizer.length = 16
+    monkeypatch.setattr(own.tokenizer, "length", 16)
     (found,) = HarnessModel(own).loglikelihood_rolling(requests("loglikelihood_rolling", ("".join(LINES),)))
     (tmp_path / "a.txt").write_text("".join(LINES), "utf-8")
     result = perplexity(own, tmp_path / "a.txt", Settings(window=16, stride=16))
@@ -98,9 +98,9 @@ def test_rolling_likelihood_is_that_of_perplexity(tmp_path: Path) -> None:
     assert found != pytest.approx(-perplexity(own, tmp_path / "a.txt", Settings(window=16, stride=4)).metrics[0].rows[:, 0].sum(), abs=1e-3)
 
 
-def test_a_conversation_is_written_by_the_chat_template() -> None:
+def test_a_conversation_is_written_by_the_chat_template(monkeypatch: pytest.MonkeyPatch) -> None:
     own = judged()
-    own.tokenizer.chat_template = TEMPLATE
+    monkeypatch.setattr(own.tokenizer, "chat_templates", {"default": TEMPLATE})
     model = HarnessModel(own, chat=True)
     turns = [{"role": "user", "content": "Hello"}]
     assert model.apply_chat_template(turns) == "<user>Hello\n<assistant>"
@@ -258,6 +258,7 @@ def test_a_real_model_is_measured_as_by_the_harness_own(tmp_path: Path) -> None:
     place = hub.locate("smollm2-135m-instruct")
     model, tokenizer = hub.load(place)
     assert tokenizer is not None
+    (tmp_path / "pairs").mkdir()
     write(tmp_path / "pairs")
     rows = [json.loads(line) for file in sorted((tmp_path / "pairs").iterdir()) for line in file.read_text("utf-8").splitlines()[:12]]
     more = {"output_type": "multiple_choice", "doc_to_text": "", "doc_to_target": 0, "doc_to_choice": "{{[sentence_good, sentence_bad]}}"}

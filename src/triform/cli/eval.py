@@ -127,7 +127,7 @@ def _write(
 ) -> None:
     from triform.config.files import replacing
     from triform.evaluate import history
-    from triform.evaluate.judging import confusion_plot
+    from triform.evaluate.classes import confusion_plot
 
     items, plot, confusion = files
     if items is not None:
@@ -142,7 +142,9 @@ def _write(
         rows = [{**row, "model": name} for name, place in kept for row in history.history(place) if row["task"] in wanted]
         history.plot(rows, plot)
     if confusion is not None:
-        found = [one for own in results for one in own if one.kind == "classification"]
+        found = [one for own in results for one in own if "confusion" in one.details]
+        if not found:
+            raise ValueError("--confusion: expected a classifier of one label a text, found none")
         for number, one in enumerate(found):
             confusion_plot(one, confusion if number == 0 else confusion.with_stem(f"{confusion.stem}-{number + 1}"))
 
