@@ -80,8 +80,8 @@ def prompts(vocab_size: int, seed: int, scale: float) -> list[tuple[list[int], i
 class Static:
     """transformers' `generate` on batches padded to their longest prompt, which run to their longest output."""
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.size = model, 16
+    def __init__(self, model: Any, size: int | None = None) -> None:
+        self.model, self.size, self.fixed = model, size or 16, size is not None
 
     def run(self, asked: list[tuple[list[int], int]]) -> list[list[int]]:
         found: list[list[int]] = []
@@ -97,7 +97,9 @@ class Static:
         return found
 
     def choose_size(self, asked: list[tuple[list[int], int]]) -> None:
-        """Take the size that is fastest."""
+        """Take the size that is fastest, unless one is given."""
+        if self.fixed:
+            return
         times = {}
         for size in (16, 8, 4):
             self.size = size
@@ -299,7 +301,7 @@ def models(name: str, dtype: str, folder: Path, quick: bool) -> tuple[Any, Any]:
 
     if quick:
         model = triform.build("smollm2-135m", ["decoder.width=72", "decoder.depth=2"], seed=0).eval()
-        tokenizer = train_tokenizer(["a few lines"], kind="byte-bpe", vocab_size=300, min_frequency=1)
+        tokenizer = train_tokenizer(["a few lines"], kind="byte-bpe", vocab_size=266, min_frequency=1)
     else:
         model, tokenizer = triform.load(name)
     model = model.to(DTYPES[dtype])
@@ -316,13 +318,14 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the lengths of prompts and outputs")
     parser.add_argument("--quick", action="store_true", help="a tiny random model")
     parser.add_argument("--peers", default="static,continuous", help="which of transformers' ways to run, beside static")
+    parser.add_argument("--static-size", type=int, help="rows of a static batch; left out: the fastest of 4, 8 and 16")
     parser.add_argument("--json", type=Path, help="write the results here too")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, peer = models(settings.model, settings.dtype, Path(folder), settings.quick)
         scale = 0.1 if settings.quick else settings.scale
         vocab_size = model.config.last.input.vocab_size
-        contestants: dict[str, Any] = {"transformers, static batches": Static(peer)}
+        contestants: dict[str, Any] = {"transformers, static batches": Static(peer, settings.static_size)}
         if "continuous" in settings.peers:
             other = type(peer).from_pretrained(folder, dtype=DTYPES[settings.dtype]).eval()
             contestants["transformers, continuous batching"] = Continuous(other)
