@@ -119,6 +119,22 @@ def test_a_base_model_that_was_taught_another_template(folder: Path, tmp_path: P
     assert "has another tokenizer" in examined(second)["beginning"].says
 
 
+def test_an_adapter_begins_as_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triform.train.loop.plot_curves", lambda place: place)
+    first = made("Instruction", folder)
+    first["train"] |= {"steps": 30, "rate": 1e-2}
+    run(read_recipe(first), tmp_path / "first", report=lambda row: None)
+    base = str(tmp_path / "first" / "model")
+    for adapter in ({"rank": 2}, {"rank": 2, "quantize": "nf4"}):
+        recipe = made("Instruction", folder) | {"tokenizer": {"path": base}}
+        recipe["train"] |= {"start": base, "adapter": adapter}
+        found = examined(recipe)
+        assert found["loss at step 0"].severity == "fine", found["loss at step 0"].line
+        assert "on an adapter" in found["learning rate"].says
+    recipe["train"]["rate"] = 0.5
+    assert examined(recipe)["learning rate"].severity == "error"
+
+
 def test_rewards_that_are_all_alike_teach_nothing(folder: Path) -> None:
     recipe = made("GRPO", folder)
     recipe["objective"]["rewards"] = [f"{folder}/alike.py:alike"]

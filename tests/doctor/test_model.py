@@ -206,6 +206,19 @@ def _learned(folder: Path) -> None:
     hub.save(nn.build(config.Transformer(decoder=stack, head=config.LanguageModel()), seed=0), tokenizer, folder)
 
 
+def test_an_adapter_is_examined_with_the_model_beneath(healthy: Path, tmp_path: Path) -> None:
+    model, tokenizer = hub.load(healthy)
+    nn.add_adapter(model, config.Adapter(rank=2), seed=0)
+    hub.save_adapter(model, tokenizer, tmp_path / "adapter", str(healthy))
+    assert examine_model(tmp_path / "adapter").count("error") == 0
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = next(key for key in tensors if "down_proj" in key and "lora_B" in key)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    found = findings(tmp_path / "adapter")["weights"]
+    assert (found.severity, "(64 of 2,048)" in found.says) == ("error", True), found.says
+
+
 def test_a_judge_and_its_labels(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(LINES, kind="wordpiece", vocab_size=261, min_frequency=1)
     block = config.Block(attention=config.Attention(heads=2), feed_forward=config.FeedForward(hidden=32))

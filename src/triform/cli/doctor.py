@@ -57,10 +57,9 @@ def _recipe(
 
 
 def _model(what: str, report: Callable[[str, int, int], None]) -> Examination:
-    from triform import hub
     from triform.doctor import examine_model
 
-    return examine_model(hub.locate(what), report=lambda done, total: report("reading weights", done, total))
+    return examine_model(what, report=lambda done, total: report("reading weights", done, total))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .overfit import check_overfit
 from .subject import ENCODED_PICTURES, ENCODED_ROWS, MOST_ROWS, Part, Subject, encoded, no_samples, read_part
 
 Report = Callable[[str, int, int], None]
-_QUICK_ROWS = 200
+_QUICK_ROWS, _QUICK_CHARACTERS = 200, 200_000
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _truncated(subject: Subject) -> Iterator[Finding]:
     """Truncation among the first rows of the first source."""
     data = subject.recipe.data
     source = open_source(data.sources[0].source, text=None, by=data.by, bad=BadRows(skip=True))
-    some = list(islice(Transformed(source, data.transform), _QUICK_ROWS))
+    some = Part(list(islice(Transformed(source, data.transform), _QUICK_ROWS)), whole=False).some(_QUICK_ROWS, _QUICK_CHARACTERS)
     with tempfile.TemporaryDirectory(prefix="triform-doctor-") as place:
         yield from rows.check_truncation(subject.objective, some, Path(place))
 

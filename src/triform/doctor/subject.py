@@ -47,11 +47,11 @@ class Part:
         """How many rows were looked at."""
         return f"{len(self.rows):,} rows" if self.whole else f"the first {len(self.rows):,} rows"
 
-    def some(self, most: int) -> list[Row]:
-        """Some of them, evenly spread, with no more characters than become tokens."""
+    def some(self, most: int, characters: int = ENCODED_CHARACTERS) -> list[Row]:
+        """Some of them, evenly spread, with no more characters than that, but one row at least."""
         chosen = self.rows[:: -(-len(self.rows) // most)] if self.rows else []
         sizes = np.cumsum([len(each) for each in map("".join, map(texts, chosen))])
-        return chosen[: max(1, int(np.searchsorted(sizes, ENCODED_CHARACTERS, side="right")))]
+        return chosen[: max(1, int(np.searchsorted(sizes, characters, side="right")))]
 
 
 def read_part(rows: Iterable[Row] | None, most: int = MOST_ROWS) -> Part:

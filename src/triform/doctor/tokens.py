@@ -37,7 +37,7 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def check_ids(folder: Path, tokenizer: Tokenizer) -> Iterator[Finding]:
+def check_ids(folder: Path, tokenizer: Tokenizer, writes: bool) -> Iterator[Finding]:
     """The special ids of config.json and generation_config.json are the tokenizer's."""
     bad = False
     for name in ("config.json", "generation_config.json"):
@@ -52,8 +52,8 @@ def check_ids(folder: Path, tokenizer: Tokenizer) -> Iterator[Finding]:
                 bad = True
                 yield finding
     if not bad:
-        ends = ", ".join(tokenizer.tokens(tokenizer.ends)) or "nothing"
-        yield Finding("special ids", "fine", f"they are the tokenizer's; generation stops at {ends}")
+        stops = f"; generation stops at {', '.join(tokenizer.tokens(tokenizer.ends)) or 'nothing'}" if writes else ""
+        yield Finding("special ids", "fine", f"they are the tokenizer's{stops}")
 
 
 def _id_findings(file: str, key: str, value: Any, tokenizer: Tokenizer) -> Iterator[Finding]:
