@@ -34,13 +34,19 @@ from triform.nn.adapter import (
 from triform.nn.nf4 import NF4Linear, dequantize, quantize
 
 TOLERANCE = 1e-5
+
+
+def with_feed_forward(spec: Any) -> config.Transformer:
+    return config.Transformer(decoder=tiny.stack(tiny.attention("rotary", mask="causal"), feed_forward=spec), head=config.LanguageModel())
+
+
 MODELS = {
     "decoder": tiny.decoder("rotary"),
     "encoder": tiny.encoder("learned"),
     "both": tiny.encoder_decoder("bucketed"),
-    "gated": config.Transformer(decoder=tiny.stack(tiny.attention("alibi", mask="causal"), feed_forward=tiny.GATED), head=config.LanguageModel()),
-    "experts": config.Transformer(decoder=tiny.stack(tiny.attention("rotary", mask="causal"), feed_forward=tiny.EXPERTS), head=config.LanguageModel()),
-}  # fmt: skip
+    "gated": with_feed_forward(tiny.GATED),
+    "experts": with_feed_forward(tiny.EXPERTS),
+}
 KINDS = ["lora", "dora"]
 
 
@@ -195,7 +201,7 @@ def test_a_head_that_is_no_language_model_s_is_trained_whole() -> None:
     model = copy.deepcopy(tiny.build(spec)).requires_grad_(True)
     add_adapter(model, config.Adapter(rank=2))
     assert {"head.out.weight", "head.out.bias"} <= trainable(model).keys()
-    with pytest.raises(ValueError, match="head is trained whole; set train.adapter.whole to"), without_adapter(model):
+    with pytest.raises(ValueError, match=r"head is trained whole; set train.adapter.whole to"), without_adapter(model):
         pass
     model = copy.deepcopy(tiny.build(spec))
     add_adapter(model, config.Adapter(rank=2, whole=("encoder.norm",)))
@@ -227,7 +233,7 @@ def test_rows_of_one_batch_use_different_adapters(kind: str) -> None:
         assert difference(together[row], alone[row]) < TOLERANCE
     remove_adapter(model, "one")
     assert adapter_names(model) == ["two.point", "three"]
-    with pytest.raises(ValueError, match="no adapter 'one'; it has two.point, three"), use_adapter(model, "one"):
+    with pytest.raises(ValueError, match=r"no adapter 'one'; it has two.point, three"), use_adapter(model, "one"):
         pass
     for name in ("two.point", "three"):
         remove_adapter(model, name)

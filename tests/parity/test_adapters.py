@@ -23,8 +23,8 @@ from triform.nn.adapter import add_adapter, linear_layers, merge_adapter, withou
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
 FAMILIES = {
-    "bert", "bert-classes", "roberta", "roberta-prelayernorm", "distilbert", "gpt2", "llama-tied-biases", "mistral", "mixtral", "qwen2",
-    "qwen3", "qwen3-experts", "gemma3", "t5", "t5-1.1", "mt5", "switch", "bart", "marian", "pegasus", "vit", "clip", "clip-text", "clip-image",
+    "bert", "bert-classes", "roberta", "distilbert", "gpt2", "llama-tied-biases", "mixtral", "qwen3", "qwen3-experts", "gemma3", "t5-1.1",
+    "switch", "bart", "marian", "vit", "clip",
 }  # fmt: skip
 EVERY = [
     pytest.param(name, kind, marks=[] if name in FAMILIES else pytest.mark.slow, id=f"{name}-{kind}")
@@ -46,7 +46,10 @@ def ours(name: str) -> Any:
 
 
 def theirs_of(name: str) -> Any:
-    return copy.deepcopy(reference(name)[0]).double()
+    model = copy.deepcopy(reference(name)[0]).double()
+    if name.startswith(("mixtral", "qwen3-experts")):
+        model.set_experts_implementation("eager")  # the other is for fp32 and less
+    return model
 
 
 def same_weights(one: Any, other: Any) -> bool:

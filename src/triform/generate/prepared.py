@@ -89,6 +89,8 @@ def prepare(model: Any, precision: Precision = "auto", stored: Stored | None = N
     """
     if precision not in get_args(Precision):
         raise ValueError(f"dtype: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if adapted_layers(model):
+        raise ValueError("the model has adapters, which packing its layers would lose; merge them first, or add them afterwards")
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
         if precision in ("int8", "int4"):

@@ -50,7 +50,7 @@ class Runner:
         for way, chosen in ((self._pass, False), (self._steps, True)):
             places = [place for place, each in enumerate(native) if each == chosen]
             some = [rows[place] for place in places]
-            made = way(some).float().split([len(ids) if each else 1 for (_, ids), _, each, _ in some])
+            made = torch.split(way(some).float(), [len(ids) if each else 1 for (_, ids), _, each, _ in some])
             for place, part in zip(places, made, strict=True):
                 scores[place] = part
         return torch.cat(scores)

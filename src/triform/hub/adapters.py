@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,8 @@ class StoredAdapter:
 def families_of(spec: config.Model, stored: Family | None = None) -> list[Family]:
     """The families whose names an adapter of a model may use, the likeliest first; `stored` is that of the model's files."""
     found = [] if stored is None or stored is OWN else [stored]
-    try:
+    with suppress(NoCounterpart):
         found.append(public_files(spec, None)[1])
-    except NoCounterpart:
-        pass
     return [*found, OWN]
 
 
@@ -169,7 +168,7 @@ class _Reader:
         if any(layer not in self.layers for layer in layers) or match.layout is STACKED:
             raise ValueError(f"adapts {module}, and only linear layers can be adapted here")
         rows, columns = [self.shapes[name][0] for name in match.ours], self.shapes[match.ours[0]][1]
-        expected = {"lora_A": (spec.rank, columns), "lora_B": (sum(rows), spec.rank)}
+        expected: dict[str, tuple[int, ...]] = {"lora_A": (spec.rank, columns), "lora_B": (sum(rows), spec.rank)}
         expected |= {"lora_magnitude_vector": (sum(rows),)} if spec.kind == "dora" else {}
         for kind, shape in expected.items():
             if kind not in keys:
@@ -178,10 +177,11 @@ class _Reader:
             if (got[-1:] if len(shape) == 1 and got[:-1] == (1,) else got) != shape:
                 raise ValueError(f"{keys[kind]} is {got}, expected {shape}")
         a, b = (self.stored[keys[kind]].float() for kind in ("lora_A", "lora_B"))
-        lengths = self.stored[keys["lora_magnitude_vector"]].float().flatten().split(rows) if spec.kind == "dora" else [None] * len(rows)
-        return {
-            layer: Part(spec, a, mine.clone(), length) for layer, mine, length in zip(layers, b.split(rows), lengths, strict=True)
-        }
+        lengths: Sequence[Tensor | None] = [None] * len(rows)
+        if spec.kind == "dora":
+            lengths = torch.split(self.stored[keys["lora_magnitude_vector"]].float().flatten(), rows)
+        each = zip(layers, torch.split(b, rows), lengths, strict=True)
+        return {layer: Part(spec, a, mine.clone(), length) for layer, mine, length in each}
 
     def _whole(self, keys: Mapping[str, str], by_theirs: Mapping[str, Match]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -75,17 +75,13 @@ class LowRank(nn.Module):
     def freeze(self, layer: nn.Module) -> None:
         """Make ready for passes alone: DoRA's lengths are then worked out once."""
         self.requires_grad_(False)
-        self.gain = self._gain(layer)
+        self.gain = None if self.magnitude is None else (self.magnitude / self._lengths(layer)).detach()
 
     @torch.no_grad()
     def _lengths(self, layer: nn.Module) -> Tensor:
         """Of the rows of W + s B A, (M,); no gradient goes through them (Liu et al. 2024, section 4.3)."""
         with torch.autocast(self.lora_a.device.type, enabled=False):
-            whole = torch.addmm(matrix_of(layer).to(self.lora_b.dtype), self.lora_b, self.lora_a, alpha=self.scaling)
-            return whole.norm(dim=1).clamp_min_(torch.finfo(whole.dtype).tiny)
-
-    def _gain(self, layer: nn.Module) -> Tensor | None:
-        return None if self.magnitude is None else self.magnitude / self._lengths(layer)
+            return _lengths(torch.addmm(matrix_of(layer).to(self.lora_b.dtype), self.lora_b, self.lora_a, alpha=self.scaling))
 
     def forward(self, layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """What the adapted layer gives for x (..., K), where the layer itself gives `out` (..., M)."""
@@ -94,10 +90,12 @@ class LowRank(nn.Module):
         update = F.linear(F.linear(self.dropout(x), self.lora_a) * self.scaling, self.lora_b)
         if self.magnitude is None:
             return out + update.to(out.dtype)
-        gain, bias = self._gain(layer) if self.gain is None else self.gain, layer.bias
+        bias: Any = layer.bias
+        gain = self.magnitude / self._lengths(layer) if self.gain is None else self.gain
         product = out if bias is None else out - bias
         scaled = gain * (product + update)
-        return (scaled if bias is None else scaled + bias).to(out.dtype)
+        made: Tensor = scaled if bias is None else scaled + bias
+        return made.to(out.dtype)
 
     @torch.no_grad()
     def merged(self, layer: nn.Module) -> Tensor:
@@ -110,7 +108,13 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float, magnitude: Tens
     whole = torch.addmm(weight.to(torch.promote_types(weight.dtype, b.dtype)), b, a, alpha=scaling)
     if magnitude is None:
         return whole
-    return whole * (magnitude / whole.norm(dim=1).clamp_min_(torch.finfo(whole.dtype).tiny))[:, None]
+    return whole * (magnitude / _lengths(whole))[:, None]
+
+
+def _lengths(matrix: Tensor) -> Tensor:
+    """Of its rows, none of them zero."""
+    found: Tensor = torch.linalg.vector_norm(matrix, dim=1)
+    return found.clamp_min_(torch.finfo(matrix.dtype).tiny)
 
 
 class Adapters(nn.ModuleDict):
@@ -176,8 +180,9 @@ def in_use(model: nn.Module) -> bool:
 
 def part_of(layer: nn.Module, number: int) -> LowRank | None:
     """The part of an adapter that hangs on a layer."""
-    found: Any = layer.adapter
-    return found[str(number)] if str(number) in found else None
+    parts: Any = dict(layer.adapter.items())  # type: ignore[operator, union-attr]
+    found: LowRank | None = parts.get(str(number))
+    return found
 
 
 def _selection(model: nn.Module) -> Selection | None:
@@ -327,7 +332,7 @@ def use_adapters(model: nn.Module, names: Sequence[tuple[str | None, int]]) -> I
     names: (name, or None for what whole passes use; how many tokens), one after the other for the tokens (B T) of x (B, T, K)
     flattened. Raises ValueError for an adapter that is not there.
     """
-    selection, parts, at = _selection(model), [], 0
+    selection, parts, at = _selection(model), list[tuple[int, slice]](), 0
     for name, count in names:
         number = _known(model, name)[1] if name is not None else None if selection is None else selection.active
         if number is not None and parts and parts[-1][0] == number and parts[-1][1].stop == at:

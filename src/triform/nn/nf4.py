@@ -46,7 +46,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     flat, values = weight.detach().reshape(-1), torch.tensor(_VALUES, device=weight.device)
     borders = (values[1:] + values[:-1]) / 2
     codes, largest = [], []
-    for part in flat.split(_STEP):
+    for part in torch.split(flat, _STEP):
         blocks = nn.functional.pad(part.float(), (0, -len(part) % BLOCK)).view(-1, BLOCK)
         most = blocks.abs().amax(1)
         found = torch.bucketize(blocks / most.clamp_min(torch.finfo(torch.float32).tiny)[:, None], borders).to(torch.uint8).flatten()
@@ -110,7 +110,7 @@ class NF4Linear(nn.Module):
         if self.bias is not None:
             self.bias = nn.Parameter(fn(self.bias), requires_grad=False)
         for child in self.children():
-            child._apply(fn)
+            child._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:

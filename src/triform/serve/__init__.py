@@ -8,5 +8,6 @@ from .run import listen, run
 from .settings import Settings, read_keys
 
 __all__ = [
-    "Judge", "Models", "ServeError", "Settings", "Viewer", "Writer", "create_app", "listen", "open_model", "open_models", "read_keys", "run",
+    "Judge", "Models", "ServeError", "Settings", "Viewer", "Writer", "create_app", "listen", "open_model", "open_models", "read_keys",
+    "run",
 ]  # fmt: skip

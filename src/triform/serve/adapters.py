@@ -47,8 +47,10 @@ def open_models(named: Sequence[tuple[str | None, str]], *, loading: Loading | N
             parts = _parts(path, base) if base in listed or shared[base] > 1 else None
             if parts is not None and base not in bases and isinstance(opened := open_model(str(base), **more), Writer):
                 bases[base] = opened
-            on = None if parts is None else bases.get(base)
-            found[number] = open_model(place, name, **more) if on is None or parts is None else _hung(on, parts, name or name_of(place, path))
+            if parts is None or base not in bases:
+                found[number] = open_model(place, name, **more)
+            else:
+                found[number] = _hung(bases[base], parts, name or name_of(place, path))
     return [found[number] for number in range(len(places))]
 
 
