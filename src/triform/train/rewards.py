@@ -14,13 +14,10 @@ import numpy as np
 
 from triform import config, hub
 from triform.data.conversations import Conversation
-from triform.generate.judging import longest_row, outputs
+from triform.generate.reward import rewards
 from triform.objectives.on_policy import Reward, asked_text
-from triform.objectives.reward_model import reward_row
 from triform.objectives.rewards import RewardFunction, ask, find_function
 from triform.text import Tokenizer
-
-_BATCH, _LENGTH = 32, 4096
 
 
 @dataclass(frozen=True)
@@ -92,19 +89,12 @@ class Scorer:
             wanted = "expected a reward model, with a Classify head of one label"
             raise ValueError(f"objective.rewards: {path_or_name}: {wanted}; it has {what}")
         self.tokenizer: Tokenizer = tokenizer
-        told = hub.task(place).get("length") if Path(place).is_dir() else None
-        self.length = longest_row(self.model, tokenizer, told) or _LENGTH
+        self.length: int | None = hub.task(place).get("length") if Path(place).is_dir() else None
         self.model.to(device).eval()
 
     def __call__(self, answered: Answered) -> list[float]:
         """The scores of answers."""
-        rows, segments, found = [], [], [0.0] * len(answered.completions)
-        for asked, text in zip(answered.asked, answered.completions, strict=True):
-            said = [{"role": "assistant", "content": text}]
-            ids, parts = reward_row(self.tokenizer, asked.messages, said, self.length, tools=asked.tools)
-            rows.append(ids)
-            segments.append(parts)
-        for numbers, scores in outputs(self.model, self.tokenizer, rows, _BATCH, segments):
-            for number, score in zip(numbers, scores[:, 0].tolist(), strict=True):
-                found[number] = score
-        return found
+        said = [({"role": "assistant", "content": text},) for text in answered.completions]
+        answers = [(asked.messages, answer) for asked, answer in zip(answered.asked, said, strict=True)]
+        tools = [asked.tools for asked in answered.asked]
+        return rewards(self.model, self.tokenizer, answers, tools=tools, length=self.length).tolist()
