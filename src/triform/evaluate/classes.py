@@ -33,9 +33,8 @@ def classification(judged: Judged, place: Path, settings: Settings) -> Result:
     if not names:
         head = getattr(judged.model.config, "head", None)
         names = [str(number) for number in range(getattr(head, "labels", 0))]
-    readers: dict[str, Callable[[Line, Sequence[str]], Any]] = {"multi_label_classification": _several, "regression": _numbers}
     problem = judged.task.get("problem_type") or "single_label_classification"
-    reader = readers.get(problem, _label)
+    reader, figures = _PROBLEMS[problem]
     lines = chain.from_iterable(map(records, files))
     asked, bad = read(
         lines, lambda line: (line.text("text", "sentence"), reader(line, names)), skip_bad=settings.skip_bad, limit=settings.limit
@@ -46,7 +45,6 @@ def classification(judged: Judged, place: Path, settings: Settings) -> Result:
             judged.model, judged.tokenizer, [text for text, _ in asked], names, problem=judged.task.get("problem_type"),
             length=judged.task.get("length"), on_batch=told(settings, len(asked)),
         )  # fmt: skip
-    figures = {"multi_label_classification": _of_several, "regression": _of_numbers}.get(problem, _of_one)
     metrics, chosen, details = figures([label for _, label in asked], answers, names)
     items = [
         {"text": text, "answer": label, "chosen": own, "score": one.score, **({} if problem == "regression" else {"right": label == own})}
@@ -142,9 +140,17 @@ def _of_numbers(gold: Sequence[list[float]], answers: Sequence[Judgement], names
     return metrics, mine, {}
 
 
+_PROBLEMS: dict[str, tuple[Callable[[Line, Sequence[str]], Any], Callable[[Any, Sequence[Judgement], Sequence[str]], Figures]]] = {
+    "single_label_classification": (_label, _of_one),
+    "multi_label_classification": (_several, _of_several),
+    "regression": (_numbers, _of_numbers),
+}
+
+
 def _chosen(numbers: Sequence[int], labels: int) -> Array:
     """Of each item which label it has, (N, labels)."""
-    return np.asarray(numbers)[:, None] == np.arange(labels)
+    found: Array = np.asarray(numbers)[:, None] == np.arange(labels)
+    return found
 
 
 def outcomes(true: Array, chosen: Array) -> Array:

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -99,13 +99,13 @@ def _kind(file: Path) -> str:
 
 
 def _rows(file: Path, kind: str) -> Iterator[Line]:
+    found: Iterable[Mapping[str, Any]] | None
     if kind == ".parquet":
-        found = iter(open_source(file, text=None))
+        found = open_source(file, text=None)
     else:
-        held = splits(read_recipe(file).data)[1]
-        if held is None:
+        found = splits(read_recipe(file).data)[1]
+        if found is None:
             raise ValueError(f"{file}: expected a recipe that holds rows out, and this one holds out none; set data.validation")
-        found = iter(held)
     for number, row in enumerate(found, 1):
         yield Line(file, number, row, place_of(row) or f"{file}, row {number}")
 
