@@ -116,6 +116,7 @@ class Objective(ABC):
     metric_names: tuple[str, ...] = ()
     reads_text = True
     cuts_rows = False  # whether a sample is a row of a stream, which may be cut anywhere
+    chats = False  # whether it learns answers, which a chat template writes if there is one
     smooths = True  # whether its loss takes train.smoothing and train.z_loss
     compares = False  # whether its samples need what the reference model says of them; see `reference`
     tokenizer: Tokenizer  # only where `reads_text`

@@ -63,6 +63,7 @@ class InstructionObjective(Objective):
     """
 
     spec: Instruction
+    chats = True
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Columns "text" and "assistant" (1 where the assistant wrote a token), or "source" and "target"; what was cut before the

@@ -79,6 +79,7 @@ class KTOObjective(Objective):
     the answer to another prompt, which the divergence from the reference is estimated on."""
 
     spec: KTO
+    chats = True
     smooths = False
     compares = True
     metric_names = ("accuracy", "margin", "kl")

@@ -180,6 +180,7 @@ class OnPolicyObjective(Objective):
     encoder and target of the decoder), labels the answers' tokens, and what is known of each."""
 
     spec: OnPolicy
+    chats = True
     smooths = False
     encodes = False  # whether an encoder reads the prompts
 

@@ -144,6 +144,7 @@ class PreferenceObjective(Objective):
     """In: prompts, each with two answers. Out: `AnswerRows`, the chosen answers first, as `answer_batch` makes them."""
 
     spec: Preference
+    chats = True
     smooths = False
     metric_names = ("accuracy", "margin")
 

@@ -146,7 +146,8 @@ class Trainer(Steps):
             self.state["rollouts"] = self.train.policy.memory = self.state.get("rollouts") or self.train.policy.memory
         self.last: dict[str, Any] = self.state["last"]
         wanted, labels = self.settings.samples, getattr(recipe.objective, "labels", ())
-        self.samples = None if wanted is None else Samples(wanted, self.model, self.tokenizer, labels, self.settings.seed)
+        chats = self.objective.chats
+        self.samples = None if wanted is None else Samples(wanted, self.model, self.tokenizer, labels, self.settings.seed, chats=chats)
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
         tokenizer = start.tokenizer()

@@ -22,19 +22,20 @@ _SHOWN = 160  # characters of the line that is shown
 class Samples:
     """Draws them from a model. Nothing that training depends on is changed: random numbers come from generators of their own.
 
-    labels: names of a classifier's classes. Raises ValueError for a model that has nothing to say to text, and for prompts
-    that it cannot read.
+    labels: names of a classifier's classes. chats: prompts are what a user says, where the tokenizer has a chat template.
+    Raises ValueError for a model that has nothing to say to text, and for prompts that it cannot read.
     """
 
     def __init__(
-        self, wanted: SampleRecipe, model: Transformer | DualEncoder, tokenizer: Tokenizer | None, labels: Sequence[str], seed: int
-    ) -> None:
+        self, wanted: SampleRecipe, model: Transformer | DualEncoder, tokenizer: Tokenizer | None, labels: Sequence[str], seed: int,
+        *, chats: bool = False,
+    ) -> None:  # fmt: skip
         self.wanted, self.model, self.labels, self.seed = wanted, model, labels, seed
         self.use = use_of(model.config)
         if tokenizer is None or self.use not in ("generate", "fill", "classify"):
             what = "pictures" if isinstance(model.config, config.DualEncoder) or tokenizer is None else "vectors"
             raise ValueError(f"train.samples: this model is one of {what} and has no words for a prompt; leave it out")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.chats = tokenizer, chats and tokenizer.chat_template is not None
         try:
             self._drawn(max_new_tokens=1)
         except ValueError as error:
@@ -57,7 +58,8 @@ class Samples:
         wanted, prompts = self.wanted, list(self.wanted.prompts)
         if self.use == "generate":
             how = Sampling(max_new_tokens=max_new_tokens, temperature=wanted.temperature, top_p=wanted.top_p, seed=self.seed)
-            return [{"text": one.text} for one in generate(self.model, self.tokenizer, prompts, how)]
+            asked = [[{"role": "user", "content": prompt}] for prompt in prompts] if self.chats else prompts
+            return [{"text": one.text} for one in generate(self.model, self.tokenizer, asked, how)]
         if self.use == "fill":
             filled = fill(self.model, self.tokenizer, prompts, _CANDIDATES)
             return [{"text": one.text, "masks": [[[c.text, c.probability] for c in mask] for mask in one.masks]} for one in filled]
