@@ -44,7 +44,7 @@ def evaluate(
     """Measure a model by tasks, each figure with its 95 % interval, and write them to evaluations.jsonl beside the model.
 
     Tasks: perplexity, blimp, choice, mmlu, cmmlu, ceval, classification, ner, squad, cmrc, translation,
-    summarisation, gsm8k, exact, humaneval. A path may be that of a recipe: the rows that it holds out.
+    summarisation, gsm8k, exact, preference, humaneval. A path may be that of a recipe: the rows that it holds out.
     """
     from triform import hub
     from triform.evaluate.run import Asked, compare_results

@@ -15,6 +15,8 @@ from triform import config
 from triform.generate.admission import start_of
 from triform.generate.forms import Module, check_ids, evaluating, longest, padded, use_of
 from triform.nn import Layout, Transformer
+from triform.objectives.answers import fitted
+from triform.objectives.preference import Written
 from triform.text import Tokenizer
 from triform.text.framing import judged, opening, source
 
@@ -87,6 +89,32 @@ def token_log_probs(
         asked = [(number, len(context) - 1, tuple(tokens))]
         made.append(_Row((*context, *tokens[:-1]), asked=asked))
     return _summed(net, tokenizer, made, [len(tokens) for _, tokens in rows], on_rows, [0] * len(rows))
+
+
+def answer_likelihoods(
+    model: Module, tokenizer: Tokenizer, answers: Sequence[Written], *, on_rows: Callable[[int, int], None] | None = None
+) -> list[Likelihood]:
+    """How probable answers are after their prompts, by the tokens that the assistant wrote; see `triform.objectives.preference`.
+
+    A prompt that is too long with its answer loses its beginning. Raises ValueError for an encoder-only model.
+    """
+    net = language_model(model)
+    if net.config.form == "encoder-only":
+        raise ValueError("answers are written by a model with a decoder, and this one is encoder-only")
+    limit, encodes = limit_of(net, tokenizer), net.config.form == "encoder-decoder"
+    rows, counts = [], []
+    for number, one in enumerate(answers):
+        if encodes:
+            start = start_of(tokenizer)
+            prompt, answer = one.prompt[:limit], one.answer[: None if limit is None else limit - len(start) + 1]
+            row, first = _Row(tuple(prompt), (*start, *answer[:-1])), len(start) - 1
+        else:
+            prompt, (answer,) = (one.prompt, [one.answer]) if limit is None else fitted(one.prompt, [one.answer], limit + 1)
+            row, first = _Row((*prompt, *answer[:-1])), len(prompt) - 1
+        row.asked = [(number, first + at, (token,)) for at, token in enumerate(answer) if one.scored[at]]
+        rows.append(row)
+        counts.append(len(row.asked))
+    return _summed(net, tokenizer, rows, counts, on_rows, [0] * len(rows))
 
 
 def limit_of(net: Transformer, tokenizer: Tokenizer) -> int | None:

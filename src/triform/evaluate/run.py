@@ -29,6 +29,7 @@ TASKS: dict[str, tuple[str, str, str]] = {
     "summarisation": ("writing", "summarisation", "ROUGE of summaries, Chinese by characters"),
     "gsm8k": ("writing", "gsm8k", "arithmetic: exact match of the number, five worked examples"),
     "exact": ("writing", "exact", "questions with one right answer: exact match"),
+    "preference": ("preferences", "preference", "of two answers the better one is the more probable, or has the higher reward"),
     "humaneval": ("programs", "humaneval", "programs that pass their tests (pass@k), run with limits"),
 }
 
