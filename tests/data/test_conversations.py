@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from triform.data.conversations import conversation, judged, preference, prompt
+from triform.data.sources import open_source
 
 USER, ANSWER = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好！"}
 SYSTEM = {"role": "system", "content": "简短。"}
@@ -39,6 +42,25 @@ SHAPES = {
 def test_shapes(name: str) -> None:
     row, expected = SHAPES[name]
     assert conversation(row).messages == tuple(expected)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file_holds_them(kind: str, tmp_path: Path) -> None:
+    """As a library writes them: in Parquet all structures of a list have the same keys, in a table lists are JSON."""
+    rows = [{"messages": [USER, ANSWER]}, {"messages": [SYSTEM, USER | {"name": "张飞"}, ANSWER]}]
+    file = tmp_path / f"talks.{kind}"
+    if kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif kind == "csv":
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([["messages"], *([json.dumps(row["messages"])] for row in rows)])
+    else:
+        lines = [json.dumps(row) for row in rows]
+        file.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]", "utf-8")
+    assert [list(conversation(row).messages) for row in open_source(file, text=None)] == [row["messages"] for row in rows]
 
 
 def test_tools_come_along_and_a_prompt_is_what_stands_before_the_answer() -> None:

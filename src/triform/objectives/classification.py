@@ -65,8 +65,9 @@ class ClassificationObjective(Objective):
     def __init__(self, spec: Any, tokenizer: Tokenizer | None) -> None:
         super().__init__(spec, tokenizer)
         self.problem: Problem = getattr(spec, "problem", "single_label_classification")
+        self.smooths = self.problem == "single_label_classification"
         if self.problem == "regression":
-            self.metric_names, self.smooths = ("absolute_error",), False
+            self.metric_names = ("absolute_error",)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Sequence[int]]]:
         """Columns "text", framed, and "label": its number, 0 or 1 for each, or the bits of a number (32 each) for each."""
@@ -131,7 +132,7 @@ class ClassificationObjective(Objective):
             error = logits - labels
             return Loss(error.square().sum(), {"absolute_error": float(error.detach().abs().sum())}, auxiliary(out))
         if self.problem == "multi_label_classification":
-            total = F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2, reduction="sum")
+            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
             return Loss(total, {"accuracy": float(((logits > 0) == (labels > 0.5)).sum())}, auxiliary(out))
         total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         if z_loss:
