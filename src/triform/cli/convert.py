@@ -6,11 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .models import MODEL, bar, loading
+
+if TYPE_CHECKING:
+    from triform.hub import Checkpoint
 
 app = typer.Typer(add_completion=False)
 _STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -19,17 +22,24 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16", "q8_0", "q4_0"]
 
 @app.command(
     epilog="Examples: triform convert runs/storyteller/model storyteller.gguf --to gguf --dtype q8_0  ·  "
-    "triform convert smollm2-135m-instruct smollm2 --to hf"
+    "triform convert smollm2-135m-instruct smollm2 --to hf  ·  "
+    "triform convert smollm2-135m-instruct idioms.gguf --to gguf --merge runs/idioms/model"
 )
 def convert(
     name: Annotated[str, typer.Argument(metavar="SRC", help=f"{MODEL}.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder (hf) or the .gguf file to write.")],
     to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="hf: a folder that transformers opens; gguf: a file for llama.cpp.")],
     dtype: Annotated[Dtype, typer.Option(help="What numbers are stored as; auto: as they are. q8_0 and q4_0 are of gguf.")] = "auto",
+    merge: Annotated[
+        Path | None, typer.Option(metavar="ADAPTER", help="The folder of an adapter, of a run or of PEFT, that is put into the weights.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a model, its tokenizer and its chat template in another format. Fails where the format has no counterpart, and says of what."""
+    """Write a model, its tokenizer and its chat template in another format. Fails where the format has no counterpart, and says of what.
+
+    An adapter's folder as SRC is the model that it belongs to with the adapter in its weights.
+    """
     from triform import hub
 
     if to == "hf" and dtype in ("q8_0", "q4_0"):
@@ -37,8 +47,9 @@ def convert(
     _check(target, to, force)
     place = hub.locate(name)
     start = time.perf_counter()
-    written = _folder(place, target, dtype) if to == "hf" else _gguf(place, target, dtype)
-    facts = {"source": str(place), "path": str(target), "format": to, "bytes": sum(written.values()), "files": written}
+    written = _folder(place, target, dtype, merge) if to == "hf" else _gguf(place, target, dtype, merge)
+    merged = {} if merge is None else {"merged": str(merge)}
+    facts = {"source": str(place), **merged, "path": str(target), "format": to, "bytes": sum(written.values()), "files": written}
     facts["seconds"] = round(time.perf_counter() - start, 2)
     _report(facts, as_json)
 
@@ -52,25 +63,34 @@ def _check(target: Path, to: str, force: bool) -> None:
         raise ValueError(f"{target} is there already; --force replaces it")
 
 
-def _folder(place: Path, target: Path, dtype: Any) -> dict[str, int]:
+def _source(place: Path, merge: Path | None) -> Checkpoint:
+    """The model to write, opened."""
+    from triform import hub
+
+    found = hub.Checkpoint.open(place)
+    return found if merge is None else found.with_adapter(merge)
+
+
+def _folder(place: Path, target: Path, dtype: Any, merge: Path | None) -> dict[str, int]:
     """Write a public folder; returns the size of each of its files."""
     from triform import hub
     from triform.hub.saving import public_files
 
-    public_files(hub.read_spec(place), None)  # refuses what has no counterpart, before any weight is read
+    source = _source(place, merge)
+    public_files(source.spec, None)  # refuses what has no counterpart, before any weight is read
     with loading(place):
-        model, tokenizer = hub.load(place, dtype=dtype)
-    hub.save(model, tokenizer, target, hub.task(place))
+        model, tokenizer = source.build(dtype=dtype), source.tokenizer()
+    hub.save(model, tokenizer, target, hub.task(merge or place))
     return {path.relative_to(target).as_posix(): path.stat().st_size for path in sorted(target.rglob("*")) if path.is_file()}
 
 
-def _gguf(place: Path, target: Path, dtype: Any) -> dict[str, int]:
+def _gguf(place: Path, target: Path, dtype: Any, merge: Path | None) -> dict[str, int]:
     """Write a GGUF file; returns its size."""
-    from triform import hub
     from triform.hub import gguf
 
+    source = _source(place, merge)
     with loading(place):
-        model, tokenizer = hub.load(place)
+        model, tokenizer = source.build(), source.tokenizer()
     if tokenizer is None:
         raise ValueError(f"{place}: expected the model's tokenizer beside it, as a .gguf file holds both; found none")
     if dtype == "auto":

@@ -50,7 +50,7 @@ def open_models(named: Sequence[tuple[str | None, str]], *, loading: Loading | N
             if parts is None or base not in bases:
                 found[number] = open_model(place, name, **more)
             else:
-                found[number] = _hung(bases[base], parts, name or name_of(place, path))
+                found[number] = _hung(bases[base], parts, name or name_of(place, path), base in listed)
     return [found[number] for number in range(len(places))]
 
 
@@ -71,10 +71,10 @@ def _parts(path: Path, base: Path) -> StoredAdapter | None:
     return None if stored.whole or any(".layers." not in layer for layer in stored.parts) else stored
 
 
-def _hung(on: Writer, parts: StoredAdapter, name: str) -> Writer:
+def _hung(on: Writer, parts: StoredAdapter, name: str, listed: bool) -> Writer:
     tokenizer = hub.Checkpoint.open(parts.path).tokenizer() or on.tokenizer
     if tokenizer.vocab_size != on.tokenizer.vocab_size:
         raise ValueError(f"{parts.path}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model's {on.tokenizer.vocab_size:,}")
     hang(on.model, parts, name=name)
     switch_off(on.model)
-    return Writer(name, on.model, tokenizer, on.engine, adapter=name)
+    return Writer(name, on.model, tokenizer, on.engine, adapter=name, parent=on.name if listed else None)

@@ -88,6 +88,7 @@ def _card(model: Any, settings: Settings) -> dict[str, Any]:
     return {
         "id": model.name, "object": "model", "created": model.created, "owned_by": "triform", "use": model.use, "form": model.form,
         "chat": writes and model.chats, "tools": writes and model.tools is not None, "max_prompt_tokens": limit, "labels": model.labels,
+        "parent": model.parent if writes else None,
     }  # fmt: skip
 
 

@@ -60,11 +60,16 @@ class Served:
 
 
 class Writer(Served):
-    """A model that generates, behind an engine. adapter: the one of the model's that its requests are answered with."""
+    """A model that generates, behind an engine.
 
-    def __init__(self, name: str, model: Any, tokenizer: Tokenizer, engine: Engine, *, adapter: str | None = None) -> None:
+    adapter: the one of the model's that its requests are answered with; parent: the name of the model without it, where that is served.
+    """
+
+    def __init__(
+        self, name: str, model: Any, tokenizer: Tokenizer, engine: Engine, *, adapter: str | None = None, parent: str | None = None
+    ) -> None:
         super().__init__(name, model)
-        self.adapter = adapter
+        self.adapter, self.parent = adapter, parent
         self.engine, self.tokenizer = engine, tokenizer
         self.texts = TokenTexts(tokenizer)
         self.tools: Dialect | None = dialect(tokenizer)

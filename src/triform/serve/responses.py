@@ -250,6 +250,7 @@ class ModelCard(BaseModel):
     tools: bool = Field(description="Whether its chat template knows tools.")
     max_prompt_tokens: int
     labels: list[str] | None = None
+    parent: str | None = Field(None, description="The model that this one is an adapter of, where that is served too.")
 
 
 class ModelList(BaseModel):
