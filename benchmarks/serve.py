@@ -287,6 +287,7 @@ def report(rows: list[Row], agreement: float, firsts: dict[str, FirstToken], siz
     lines = ["| contestant | seconds | tokens/s | times static | spread |", "|---|---|---|---|---|"]
     lines += [f"| {r.name} | {r.seconds:.2f} | {r.tokens_a_second:.1f} | {r.ratio:.2f} | {r.spread:.2f} |" for r in rows]
     lines += ["", f"Static batches of {size}. Tokens up to the first that differs from theirs: {agreement:.1%}.", ""]
+    lines = lines if rows else []
     lines += ["| first token of a short prompt, ms | idle | 9 of 10 | fifteen others | 9 of 10 | loaded over idle |"]
     lines += ["|---|---|---|---|---|---|"]
     for name, one in firsts.items():
@@ -295,10 +296,8 @@ def report(rows: list[Row], agreement: float, firsts: dict[str, FirstToken], siz
     return "\n".join(lines)
 
 
-def models(name: str, dtype: str, folder: Path, quick: bool) -> tuple[Any, Any]:
-    """Our model, and transformers' of the same weights."""
-    from transformers import AutoModelForCausalLM
-
+def ours_in(name: str, dtype: str, folder: Path, quick: bool) -> Any:
+    """Our model, written to a folder too, from which the others read the same weights."""
     if quick:
         model = triform.build("smollm2-135m", ["decoder.width=72", "decoder.depth=2"], seed=0).eval()
         tokenizer = train_tokenizer(["a few lines"], kind="byte-bpe", vocab_size=266, min_frequency=1)
@@ -306,7 +305,20 @@ def models(name: str, dtype: str, folder: Path, quick: bool) -> tuple[Any, Any]:
         model, tokenizer = triform.load(name)
     model = model.to(DTYPES[dtype])
     hub.save(model, tokenizer, folder)
-    return model, AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    return model
+
+
+def peers(folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
+    """transformers' ways of doing it, each with the weights in a folder."""
+    from transformers import AutoModelForCausalLM
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[settings.dtype]).eval()
+
+    found: dict[str, Any] = {"transformers, static batches": Static(load(), settings.static_size)}
+    if "continuous" in settings.peers:
+        found["transformers, continuous batching"] = Continuous(load())
+    return found
 
 
 def main() -> None:
@@ -318,31 +330,33 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the lengths of prompts and outputs")
     parser.add_argument("--quick", action="store_true", help="a tiny random model")
     parser.add_argument("--peers", default="static,continuous", help="which of transformers' ways to run, beside static")
+    parser.add_argument("--first-token", action="store_true", help="measure the time to the first token over HTTP alone")
     parser.add_argument("--static-size", type=int, help="rows of a static batch; left out: the fastest of 4, 8 and 16")
     parser.add_argument("--json", type=Path, help="write the results here too")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model, peer = models(settings.model, settings.dtype, Path(folder), settings.quick)
-        scale = 0.1 if settings.quick else settings.scale
+        model = ours_in(settings.model, settings.dtype, Path(folder), settings.quick)
+        scale, probes = 0.1 if settings.quick else settings.scale, 5 if settings.quick else 20
         vocab_size = model.config.last.input.vocab_size
-        contestants: dict[str, Any] = {"transformers, static batches": Static(peer, settings.static_size)}
-        if "continuous" in settings.peers:
-            other = type(peer).from_pretrained(folder, dtype=DTYPES[settings.dtype]).eval()
-            contestants["transformers, continuous batching"] = Continuous(other)
-        ours: dict[str, Ours | Served] = {"triform": Ours(prepare(model, settings.dtype), capacity=1024)}
-        ours["triform, over HTTP"] = Served(Path(folder), settings.dtype, capacity=1024)
+        contestants: dict[str, Any] = {} if settings.first_token else peers(Path(folder), settings)
+        ours: dict[str, Ours | Served] = {"triform, over HTTP": Served(Path(folder), settings.dtype, capacity=1024)}
+        if not settings.first_token:
+            ours["triform"] = Ours(prepare(model, settings.dtype), capacity=1024)
+        rows, agreement, size = [], 0.0, 0
         try:
-            rows, agreement = compare(contestants | ours, vocab_size, settings.rounds, scale)
-            firsts = {name: first_token(one, vocab_size, 5 if settings.quick else 20, scale) for name, one in ours.items()}
+            if contestants:
+                rows, agreement = compare(contestants | ours, vocab_size, settings.rounds, scale)
+                size = contestants["transformers, static batches"].size
+            firsts = {name: first_token(one, vocab_size, probes, scale) for name, one in ours.items()}
         finally:
             for contestant in (*ours.values(), *contestants.values()):
                 if hasattr(contestant, "close"):
                     contestant.close()
-        print(report(rows, agreement, firsts, contestants["transformers, static batches"].size))
-        if settings.json is not None:
-            found = {"dtype": settings.dtype, "threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows],
-                     "agreement": agreement, "first_token": {name: asdict(one) for name, one in firsts.items()}}  # fmt: skip
-            settings.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(report(rows, agreement, firsts, size))
+    if settings.json is not None:
+        found = {"dtype": settings.dtype, "threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows],
+                 "agreement": agreement, "first_token": {name: asdict(one) for name, one in firsts.items()}}  # fmt: skip
+        settings.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

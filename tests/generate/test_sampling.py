@@ -328,6 +328,17 @@ def test_rows_without_a_choice_are_named_and_nothing_has_happened() -> None:
     assert torch.equal(choose(torch.zeros(3, 4), states).tokens, choose(torch.zeros(3, 4), others).tokens)
 
 
+@pytest.mark.parametrize("how", [{"repetition_penalty": 5e-324}, {"repetition_penalty": 5e-324, "typical_p": 0.5, "min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_overflow_are_told(how: dict[str, Any], temperature: float) -> None:
+    scores = torch.randn(3, V, generator=torch.Generator().manual_seed(3)).abs()
+    fine, wild = Sampling(temperature=1.0, seed=1), Sampling(temperature=temperature, seed=1, **how)
+    states = [State(fine), State(wild, [0, 1]), State(fine)]
+    with pytest.raises(NoChoice, match="the scores overflow") as error:
+        choose(scores, states)
+    assert error.value.rows == [1]
+
+
 def test_the_global_generator_is_used_without_a_seed() -> None:
     torch.manual_seed(5)
     first = Sampling(temperature=1.0).seeds(3)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -152,8 +152,8 @@ def choose(scores: Tensor, states: Sequence[State]) -> Choices:
     groups = _groups(states)
     left = [remaining(scores if len(groups) == 1 else scores[rows], [states[row] for row in rows]) for rows in groups]
     best = [part.max(-1) for part, _ in left]
-    if stuck := [rows[i] for rows, most in zip(groups, best, strict=True) for i in (most.values == -torch.inf).nonzero()[:, 0].tolist()]:
-        raise NoChoice("every token is barred, by bad_words, no_repeat_ngram, logit_bias or a constraint; loosen one of them", stuck)
+    if stuck := [(rows[i], most.values[i]) for rows, most in zip(groups, best, strict=True) for i in _infinite(most.values)]:
+        _refuse(stuck)
     tokens = torch.empty(len(states), dtype=torch.long, device=scores.device)
     for rows, (part, ids), most in zip(groups, left, best, strict=True):
         places = most.indices
@@ -165,6 +165,19 @@ def choose(scores: Tensor, states: Sequence[State]) -> Choices:
         state.accept(token)
     told = tops(scores, total, [state.sampling.top_log_probs for state in states])
     return Choices(tokens, scores.gather(-1, tokens[:, None])[:, 0] - total, told)
+
+
+def _infinite(values: Tensor) -> list[int]:
+    found: list[int] = (~values.isfinite()).nonzero()[:, 0].tolist()
+    return found
+
+
+def _refuse(stuck: Sequence[tuple[int, Tensor]]) -> NoReturn:
+    """Say why rows whose best scores are these numbers have no token to choose."""
+    if barred := [row for row, best in stuck if best == -torch.inf]:
+        raise NoChoice("every token is barred, by bad_words, no_repeat_ngram, logit_bias or a constraint; loosen one of them", barred)
+    rows = [row for row, _ in stuck]
+    raise NoChoice("the scores overflow; choose penalties, biases and a temperature nearer to what they are when left out", rows)
 
 
 def score(scores: Tensor, tokens: Sequence[int], top: int) -> list[Scored]:

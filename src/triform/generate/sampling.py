@@ -191,7 +191,7 @@ class Sampling:
         for token, bias in self.biases:
             _whole("logit_bias", token, 0, " as a token's id")
             if bias != -math.inf:
-                _number("logit_bias", bias, -math.inf, math.inf, f" for the token {token}; -inf bars it")
+                _number("logit_bias", bias, -1e30, 1e30, f" for the token {token}; -inf bars it")
         for word in self.bad_words:
             if not isinstance(word, str | tuple) or not word:
                 raise ValueError(f"bad_words: expected texts or sequences of ids, none of them empty, got {word!r}")

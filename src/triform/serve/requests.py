@@ -42,7 +42,7 @@ class Sampled(Requested):
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="0 keeps every token.")
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     no_repeat_ngram: int | None = Field(None, ge=0, le=1024)
