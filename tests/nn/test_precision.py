@@ -9,7 +9,8 @@ import tiny
 import torch
 
 from triform import config
-from triform.nn import attention
+from triform.kernels import training
+from triform.nn import fused
 
 SPECS = {
     "rotary": tiny.decoder("rotary", kv_heads=2, qk_norm=config.RMSNorm()),
@@ -30,11 +31,12 @@ def run(model: Any, autocast: bool) -> tuple[torch.Tensor, dict[str, torch.Tenso
     return loss.detach(), tiny.gradients(model)
 
 
-@pytest.mark.parametrize("short", [0, 256])
+@pytest.mark.parametrize("how", ["natively", "by plain products", "by torch"])
 @pytest.mark.parametrize("name", SPECS)
-def test_autocast_trains_as_fp32_does(name: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With attention in bf16 throughout, and with short sequences in fp32."""
-    monkeypatch.setattr(attention, "_SHORT", short)
+def test_autocast_trains_as_fp32_does(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how != "natively":
+        monkeypatch.setattr(training, "library", lambda: None)
+        monkeypatch.setattr(fused, "_FEW_KEYS", 0 if how == "by torch" else 256)
     model = tiny.build(SPECS[name])
     (wanted, sure), (got, rough) = run(model, False), run(model, True)
     tiny.assert_close(got, wanted, 2e-2)

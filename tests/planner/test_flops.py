@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from triform import config, nn
-from triform.nn import attention
+from triform.nn import fused
 from triform.planner import flops
 from triform.planner.setting import Recompute
 
@@ -43,7 +43,7 @@ def counted(model: config.Model, length: int, target_length: int) -> int:
 def counted_in_training(model: config.Model, length: int, target_length: int, how: Recompute = "none") -> int:
     """Attention's scores, which the CPU works out again where sequences are short, and in place, are counted once, as elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_SHORT", 0)
+        patch.setattr(fused, "attends", lambda *_: False)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), nn.recomputing(how):
             answer(model, length, target_length).backward()
     return counter.get_total_flops()

@@ -21,7 +21,7 @@ from triform.objectives import Batch, Samples
 from triform.train import TrainRecipe, read_recipe
 from triform.train.batches import Batches
 from triform.train.loop import Trainer
-from triform.train.optimizer import Optimizer, clip_gradients, schedule
+from triform.train.optimizer import Optimizer, clip_factor, norm_of_gradients, schedule
 
 EXPERTS = {"kind": "Experts", "expert": {"kind": "FeedForward", "hidden": 16}, "count": 3, "top_k": 1}
 
@@ -233,14 +233,34 @@ def test_without_gradients_matrices_shrink_by_rate_times_decay(optimizer: Any) -
         assert parameter.grad is None
 
 
-def test_gradients_are_clipped_to_a_norm() -> None:
-    module = tiny()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_clipped_to_a_norm(dtype: torch.dtype) -> None:
+    module = tiny().to(dtype)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     count = sum(p.numel() for p in module.parameters())
-    assert clip_gradients(module, 2.0) == pytest.approx(math.sqrt(count), rel=1e-5)
-    assert clip_gradients(module, 100.0) == pytest.approx(2.0, rel=1e-5)
-    assert clip_gradients(module, 1.0) == pytest.approx(2.0, rel=1e-5)
+    norm = norm_of_gradients(module)
+    assert norm == pytest.approx(math.sqrt(count), rel=1e-6)
+    assert norm * clip_factor(norm, 2.0) == pytest.approx(2.0, rel=1e-5)
+    assert clip_factor(norm, norm + 1) == 1
+    theirs = torch.nn.utils.clip_grad_norm_(module.parameters(), 2.0)
+    assert float(theirs) == pytest.approx(norm, rel=1e-6)
+    assert float(next(module.parameters()).grad.flatten()[0]) == pytest.approx(clip_factor(norm, 2.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_scales_its_gradients(optimizer: Any) -> None:
+    """As if they had been so much smaller; the learning rate of sgd shows it, the others' moments do."""
+    made = [tiny(64) for _ in range(3)]
+    for module, factor, scale in zip(made, (1.0, 0.25, 1.0), (0.25, 1.0, 1.0), strict=True):
+        parts, generator = Optimizer(module, TrainRecipe(steps=1, optimizer=optimizer)), torch.Generator().manual_seed(1)
+        for parameter in module.parameters():
+            parameter.grad = factor * torch.randn(parameter.shape, generator=generator)
+        parts.step(1.0, scale)
+        module.state = parts.state()
+    ours, scaled, plain = (module.state for module in made)
+    assert all(torch.allclose(ours[n].float(), scaled[n].float(), rtol=1e-5, atol=1e-12) for n in ours)
+    assert not all(torch.allclose(plain[n].float(), scaled[n].float(), rtol=1e-5, atol=1e-12) for n in ours)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

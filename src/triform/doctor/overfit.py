@@ -14,7 +14,7 @@ from triform import config
 from triform.nn import IGNORE
 from triform.objectives import Batch
 from triform.train.loop import Trainer
-from triform.train.optimizer import Optimizer, clip_gradients
+from triform.train.optimizer import Optimizer, clip_factor, norm_of_gradients
 from triform.train.recipe import TrainRecipe
 
 from .findings import Finding
@@ -120,8 +120,7 @@ def _fitted(trainer: Trainer, task: tuple[Batch, float | None], settings: TrainR
         if not math.isfinite(now) or now <= goal or step == steps:
             break
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(trainer.model, settings.clip)
-        optimizer.step(min(1.0, (step + 1) / WARMUP))
+        optimizer.step(min(1.0, (step + 1) / WARMUP), clip_factor(norm_of_gradients(trainer.model), settings.clip))
     assert goal is not None
     return Fit(first, now, goal, settings.rate, step)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -73,6 +73,69 @@ class Batch(Structure):
     ]  # fmt: skip
 
 
+class NormRows(Structure):
+    """Norms of rows, and their gradients where there is `gradient`."""
+
+    _fields_ = [
+        ("x", c_void_p), ("gradient", c_void_p), ("out", c_void_p), ("by_x", c_void_p), ("weight", c_void_p), ("bias", c_void_p),
+        ("mean", c_void_p), ("inverse", c_void_p), ("by_weight", c_void_p), ("by_bias", c_void_p),
+        ("rows", c_int32), ("width", c_int32), ("x_kind", c_int32), ("out_kind", c_int32), ("kind", c_int32),
+        ("eps", c_float), ("offset", c_float), ("reserved", c_int32),
+    ]  # fmt: skip
+
+
+class Turn(Structure):
+    """The rotation of heads."""
+
+    _fields_ = [
+        ("x", c_void_p), ("out", c_void_p), ("cosine", c_void_p), ("sine", c_void_p),
+        ("x_strides", c_int64 * 3), ("out_strides", c_int64 * 3), ("turn_strides", c_int64 * 2),
+        ("batch", c_int32), ("heads", c_int32), ("tokens", c_int32), ("width", c_int32), ("kind", c_int32), ("back", c_int32),
+    ]  # fmt: skip
+
+
+class Gate(Structure):
+    """An activation times what is gated, and the gradients where there is `gradient`."""
+
+    _fields_ = [
+        ("left", c_void_p), ("right", c_void_p), ("gradient", c_void_p), ("out", c_void_p), ("by_left", c_void_p), ("by_right", c_void_p),
+        ("count", c_int64), ("activation", c_int32), ("kind", c_int32),
+    ]  # fmt: skip
+
+
+class LossRows(Structure):
+    """Cross-entropy of rows of scores, which their gradient takes the place of."""
+
+    _fields_ = [
+        ("scores", c_void_p), ("bias", c_void_p), ("labels", c_void_p), ("loss", c_void_p),
+        ("rows", c_int32), ("width", c_int32), ("kind", c_int32), ("z_loss", c_float), ("smoothing", c_float), ("reserved", c_int32),
+    ]  # fmt: skip
+
+
+class AdamW(Structure):
+    """A step of the optimizer over one tensor."""
+
+    _fields_ = [
+        ("gradient", c_void_p), ("values", c_void_p), ("mean", c_void_p), ("square", c_void_p), ("count", c_int64),
+        ("rate", c_float), ("decay", c_float), ("beta1", c_float), ("beta2", c_float), ("eps", c_float),
+        ("correction1", c_float), ("correction2", c_float), ("scale", c_float), ("kind", c_int32), ("reserved", c_int32),
+    ]  # fmt: skip
+
+
+class Attending(Structure):
+    """Attention over whole sequences, and its gradients where there is `gradient`."""
+
+    _fields_ = [
+        ("query", c_void_p), ("key", c_void_p), ("value", c_void_p), ("mask", c_void_p), ("gradient", c_void_p), ("out", c_void_p),
+        ("by_query", c_void_p), ("by_key", c_void_p), ("by_value", c_void_p), ("by_mask", c_void_p), ("room", c_void_p),
+        ("room_bytes", c_int64), ("query_strides", c_int64 * 3), ("key_strides", c_int64 * 3), ("value_strides", c_int64 * 3),
+        ("out_strides", c_int64 * 3), ("mask_strides", c_int64 * 3), ("batch", c_int32), ("heads", c_int32), ("groups", c_int32),
+        ("queries", c_int32), ("keys", c_int32), ("width", c_int32), ("kind", c_int32), ("mask_kind", c_int32), ("causal", c_int32),
+        ("scale", c_float),
+    ]  # fmt: skip
+
+
+_STRUCTURES = (Matrix, Norm, Attention, Layer, Program, Batch, NormRows, Turn, Gate, LossRows, AdamW, Attending)
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "error": (c_char_p, []),
     "variant": (c_char_p, []),
@@ -86,6 +149,14 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "product": (c_int32, [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32]),
     "rows": (c_int32, [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int32]),
     "read": (c_float, [c_void_p, c_int64, c_int32]),
+    "norm": (c_int32, [POINTER(NormRows), c_int32]),
+    "turn": (c_int32, [POINTER(Turn), c_int32]),
+    "gate": (c_int32, [POINTER(Gate), c_int32]),
+    "loss": (c_int32, [POINTER(LossRows), c_int32]),
+    "attend_bytes": (c_int64, [POINTER(Attending)]),
+    "attend": (c_int32, [POINTER(Attending), c_int32]),
+    "adamw": (c_int32, [POINTER(AdamW), c_int32]),
+    "squares": (c_double, [c_void_p, c_int32, c_int64, c_void_p, c_int32]),
 }
 
 
@@ -101,9 +172,9 @@ class Native:
             function = getattr(handle, f"triform_{name}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
-        sizes = (c_int64 * 6)()
+        sizes = (c_int64 * len(_STRUCTURES))()
         self.sizes(sizes)
-        if list(sizes) != [ctypes.sizeof(part) for part in (Matrix, Norm, Attention, Layer, Program, Batch)]:
+        if list(sizes) != [ctypes.sizeof(part) for part in _STRUCTURES]:
             raise ValueError(f"{path}: made from other source than this package's; delete it")
 
     def __getattr__(self, name: str) -> Any:
@@ -121,5 +192,5 @@ def library() -> Native | None:
     try:
         return Native(str(library_path()))
     except (ValueError, OSError) as error:
-        print(f"generation goes through torch alone: {error}", file=sys.stderr)
+        print(f"generation and training go through torch alone: {error}", file=sys.stderr)
         return None

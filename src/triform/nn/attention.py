@@ -20,8 +20,6 @@ from .norm import build_norm
 from .position import rotate
 from .products import narrowed
 
-_SHORT = 512  # keys, up to which the CPU trains attention by plain products
-
 
 @dataclass
 class Trace:
@@ -67,7 +65,7 @@ class Attention(nn.Module):
 
         `probe` receives the probabilities (B, H, T, S) under the key "weights".
         """
-        query = self.query_norm(self._split(self.query(x)))
+        query = self._split(self.query(x), self.query_norm)
         if view.rotation is not None:
             query = rotate(query, view.rotation)
         key, value = self._keys_and_values(x, view, memory, store)
@@ -79,7 +77,7 @@ class Attention(nn.Module):
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, W) of x or of the memory (B, S, D), not yet rotated."""
-        return self.key_norm(self._split(self.key(source))), self._split(self.value(source))
+        return self._split(self.key(source), self.key_norm), self._split(self.value(source))
 
     def _keys_and_values(self, x: Tensor, view: View, memory: Tensor | None, store: Growing | None) -> tuple[Tensor, Tensor]:
         if self.is_cross and store is not None and (held := store.held()) is not None:
@@ -103,8 +101,7 @@ class Attention(nn.Module):
         mask, dropout = view.mask, self.spec.dropout if self.training else 0.0
         dtype = narrowed(query.device.type, query.dtype)
         biased = mask is not None and mask.dtype != torch.bool
-        # torch's CPU kernel goes backward slowly while sequences are short, above all in bf16, and has none for a learned bias.
-        if dropout == 0 and fused.fits(query) and key.shape[2] <= _SHORT and (biased or dtype != torch.float32):
+        if dropout == 0 and fused.fits(query) and fused.attends(dtype, key.shape[2], biased):
             scores = mask.to(dtype) if biased and mask is not None else mask
             return fused.attention(query.to(dtype), key.to(dtype), value.to(dtype), scores, view.causal, self.spec.scale)
         with torch.autocast(query.device.type, enabled=torch.is_autocast_enabled(query.device.type)):
@@ -113,8 +110,10 @@ class Attention(nn.Module):
             )
         return y
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
+    def _split(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """(B, T, H W) to heads (B, H, T, W), normed each."""
+        heads = x.view(*x.shape[:-1], -1, self.head_width)
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
 
     def _weights(self, query: Tensor, key: Tensor, view: View) -> Tensor:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)

@@ -51,10 +51,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = (self.up(x), None) if self.gate is None else (self.gate(x), self.up(x))
-        plain = fused.is_plain(self.down) and not (self.training and self.dropout.p) and fused.has_inner(self.spec.activation)
-        if plain and fused.fits(left) and not inside():  # a block that runs again keeps nothing, and need not end with this product
+        ours, plain = fused.fits(left) and fused.has_inner(self.spec.activation), fused.is_plain(self.down) and not inside()
+        if ours and plain and not (self.training and self.dropout.p):
             return fused.inner(left, right, self.down.weight, self.down.bias, self.spec.activation, self.activation)
-        h = self.activation(left) if right is None else self.activation(left) * right
+        if ours:  # a block that runs again keeps nothing, and need not end with this product
+            h = fused.gate(left, right, self.spec.activation, self.activation)
+        else:
+            h = self.activation(left) if right is None else self.activation(left) * right
         out: Tensor = self.down(self.dropout(h))
         return out
 

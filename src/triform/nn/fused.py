@@ -1,7 +1,8 @@
 """Parts of a block with their backward pass written out, for training on a CPU.
 
 Each gives what the plain operations give, to rounding, keeps less for the backward pass than autograd would, and works out
-again there what is cheap: the inner product of a feed-forward, attention's probabilities.
+again there what is cheap: the inner product of a feed-forward, attention's probabilities. In fp32 and bf16 they are done by
+the native library where there is one.
 
 Shapes: B batch, T queries, S keys, D width, H heads, G key-value heads, W width of a head, F hidden width.
 """
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from triform.kernels import training as native
 
 from .products import Products, chosen, gradients
 
@@ -42,17 +45,23 @@ def _wide(x: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, dtype: torch.dtype) -> Tensor:
+        ctx.native, ctx.offset = native.serves(x, weight, dtype=dtype), offset
+        if ctx.native:
+            out, _, inverse = native.norm(x, weight, None, eps, offset, dtype, layer=False)
+            ctx.save_for_backward(x, weight, inverse)
+            return out
         wide = _wide(x)
         inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # a norm squared would round twice
         ctx.save_for_backward(x, weight, inverse)
-        ctx.offset = offset
-        out: Tensor = (wide * inverse).mul_(_wide(weight) + offset).to(dtype)
-        return out
+        return (wide * inverse).mul_(_wide(weight) + offset).to(dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        if ctx.native:
+            found = native.norm_gradients(gradient, x, weight, False, None, inverse, ctx.offset)
+            return found[0], found[1].to(weight.dtype), None, None, None
         gradient, normed, scale = _wide(gradient), _wide(x) * inverse, _wide(weight) + ctx.offset
         both = gradient * normed
         by_weight = both.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
@@ -70,7 +79,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, dtype: torch.
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-        out, mean, inverse = torch.native_layer_norm(_wide(x), x.shape[-1:], weight, bias, eps)
+        ctx.native = native.serves(x, weight, bias, dtype=dtype)
+        if ctx.native:
+            out, mean, inverse = native.norm(x, weight, bias, eps, 0.0, dtype, layer=True)
+        else:
+            out, mean, inverse = torch.native_layer_norm(_wide(x), x.shape[-1:], weight, bias, eps)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
         return out.to(dtype)
 
@@ -78,6 +91,9 @@ class _LayerNorm(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, inverse = ctx.saved_tensors
+        if ctx.native:
+            done = native.norm_gradients(gradient, x, weight, bias is not None, mean, inverse, 0.0)
+            return done[0], done[1].to(weight.dtype), None if bias is None or done[2] is None else done[2].to(bias.dtype), None, None
         needs = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
         found = torch.ops.aten.native_layer_norm_backward(_wide(gradient), _wide(x), x.shape[-1:], mean, inverse, weight, bias, needs)
         by_x, by_weight, by_bias = (g if need else None for g, need in zip(found, needs, strict=True))
@@ -105,13 +121,17 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        ctx.native = x.stride(-1) == 1 and native.serves(x, cos, sin)
+        return native.turned(x, cos, sin, torch.empty_like(x)) if ctx.native else _turned(x, cos, sin, 1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradient, cos, sin, -1), None, None
+        if not ctx.native:
+            return _turned(gradient, cos, sin, -1), None, None
+        gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
+        return native.turned(gradient, cos, sin, torch.empty_like(gradient), back=True), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -143,20 +163,55 @@ class _Inner(torch.autograd.Function):
         ctx.save_for_backward(left, right, weight, bias)
         ctx.functions, ctx.how, dtype = functions, how, left.dtype
         with torch.autocast(left.device.type, enabled=False):
-            h = functions[0](left)
-            return how.linear(h if right is None else h.mul_(right), weight.to(dtype), None if bias is None else bias.to(dtype))
+            return how.linear(_gated(left, right, functions), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         left, right, weight, bias = ctx.saved_tensors
-        forward, back = ctx.functions
-        active = forward(left)
-        h = active if right is None else active * right
-        by_h, by_weight, by_bias = gradients(ctx.how, gradient, h, weight, bias, (True, *ctx.needs_input_grad[2:4]))
+        by_h, _, _ = gradients(ctx.how, gradient, left, weight, None, (True, False, False))
         assert by_h is not None
-        by_right = None if right is None else active.mul_(by_h)
-        return back(by_h if right is None else by_h.mul_(right), left), by_right, by_weight, by_bias, None, None
+        h, by_left, by_right = _gated_back(by_h, left, right, ctx.functions)
+        assert h is not None
+        _, by_weight, by_bias = gradients(ctx.how, gradient, h, weight, bias, (False, *ctx.needs_input_grad[2:4]))
+        return by_left, by_right, by_weight, by_bias, None, None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor | None, functions: tuple[Any, Any]) -> Tensor:
+        ctx.save_for_backward(left, right)
+        ctx.functions = functions
+        return _gated(left, right, functions)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        left, right = ctx.saved_tensors
+        return *_gated_back(gradient.clone(), left, right, ctx.functions, again=False)[1:], None
+
+
+def _gated(left: Tensor, right: Tensor | None, functions: tuple[Any, str]) -> Tensor:
+    activation, name = functions
+    if native.serves(left, right):
+        return native.gated(left, right, name)
+    h: Tensor = activation(left)
+    return h if right is None else h.mul_(right)
+
+
+def _gated_back(
+    gradient: Tensor, left: Tensor, right: Tensor | None, functions: tuple[Any, str], again: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """What `_gated` gave, where it is wanted `again`, and its gradients by left and right; `gradient` is used up."""
+    activation, name = functions
+    if native.serves(gradient, left, right):
+        return native.gated_gradients(gradient, left, right, name)
+    if right is None:
+        return activation(left) if again else None, _BACK[name](gradient, left), None
+    active = activation(left)
+    h = active * right if again else None
+    by_right = active.mul_(gradient)
+    return h, _BACK[name](gradient.mul_(right), left), by_right
 
 
 def inner(
@@ -166,12 +221,28 @@ def inner(
 
     `activation` is the one of that name. Keeps left and right only.
     """
-    functions = (activation, _BACK[name])
-    out: Tensor = _Inner.apply(left, right, weight, bias, functions, chosen())  # type: ignore[no-untyped-call]
+    out: Tensor = _Inner.apply(left, right, weight, bias, (activation, name), chosen())  # type: ignore[no-untyped-call]
+    return out
+
+
+def gate(left: Tensor, right: Tensor | None, name: str, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """activation(left) * right alone, to the bit what `inner` multiplies."""
+    out: Tensor = _Gate.apply(left, right, (activation, name))  # type: ignore[no-untyped-call]
     return out
 
 
 # Attention
+
+_MOST_KEYS = 4096  # of the native library, where the scores of a block of queries still fit a processor's caches
+_FEW_KEYS = 512  # of plain products
+
+
+def attends(dtype: torch.dtype, keys: int, biased: bool) -> bool:
+    """Whether `attention` is faster than torch's own, which goes backward slowly while sequences are short, above all in bf16, and has
+    no kernel for a learned bias."""
+    if native.serves(dtype=dtype):
+        return keys <= _MOST_KEYS
+    return keys <= _FEW_KEYS and (biased or dtype != torch.float32)
 
 
 def _joined(x: Tensor, groups: int) -> Tensor:
@@ -203,6 +274,21 @@ def _probabilities(query: Tensor, key: Tensor, seen: _Seen, shape: tuple[int, ..
     return found
 
 
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.how = causal, scale
+        return native.attention(query, key, value, mask, causal, scale)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        by_query, by_key, by_value, by_mask = native.attention_gradients(gradient, query, key, value, mask, *ctx.how)
+        return by_query, by_key, by_value, None if by_mask is None else by_mask.to(mask.dtype), None, None
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -232,12 +318,15 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    """Scaled dot-product attention by plain products, for short sequences: query (B, H, T, W), key and value (B, G, S, W).
+    """Scaled dot-product attention, where `attends` says so: query (B, H, T, W), key and value (B, G, S, W).
 
     mask: broadcasts to (B, H, T, S): True where a query sees a key, or scores to add, of query's dtype, which get a gradient too.
     Keeps neither scores nor probabilities.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if native.attends(query, key, value, mask):
+        done: Tensor = _NativeAttention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-untyped-call]
+        return done
     blind = None
     if causal:
         mask = _causal(query.shape[2], key.shape[2], query.dtype)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from triform.kernels import training as native
+
 from .norm import at_least_float
 from .products import chosen
 
@@ -28,10 +30,10 @@ def chunk_rows(vocab_size: int) -> int:
 def joined_rows(model_width: int, size: int) -> int:
     """How many tokens' gradients by the logits, of `size` bytes a number, are kept to be multiplied with the states at once.
 
-    Each such product passes over the gradient of the whole matrix, and with few tokens it is slow: at least 512, and as many as
-    take 1.5 times what that gradient takes.
+    Each such product passes over the gradient of the whole matrix, and with few tokens it is slow: at least 512, and where sums
+    have to be wider than the products, as many as take 1.5 times what that gradient takes.
     """
-    return max(512, 6 * model_width // size)
+    return max(512, 6 * model_width // size) if size < 4 else 512
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -65,37 +67,53 @@ def _passes(
     states: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: tuple[float, float], needs: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The summed loss, and its gradients by states, matrix and bias where they are needed."""
-    dtype, wide, how = states.dtype, torch.promote_types(states.dtype, torch.float32), chosen()
+    wide, how = torch.promote_types(states.dtype, torch.float32), chosen()
     total, by_weight = torch.zeros((), dtype=wide, device=states.device), None
     by_hidden = torch.empty_like(states) if needs[0] else None
     by_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
-    step, joined = chunk_rows(len(matrix)), joined_rows(matrix.shape[1], matrix.element_size())
+    joined = joined_rows(matrix.shape[1], matrix.element_size())
     for begin in range(0, len(states), joined):
-        rows = states[begin : begin + joined]
-        kept = rows.new_empty(len(rows), len(matrix)) if needs[1] else None
-        for first in range(0, len(rows), step):
-            part = slice(begin + first, begin + min(first + step, len(rows)))
-            logits = at_least_float(how.multiply(states[part], matrix.T))
-            if bias is not None:
-                logits += bias
-            loss, gradient = _loss_and_gradient(logits, labels[part, None], *weights)
-            total += loss
-            if by_bias is not None:
-                by_bias += gradient.sum(0)
-            gradient = gradient.to(dtype) if kept is None else kept[first : first + step].copy_(gradient)
-            del logits
-            if by_hidden is not None:
-                by_hidden[part] = how.multiply(gradient, matrix)
-            del gradient
+        part = slice(begin, begin + joined)
+        loss, gradient = _scores(states[part], matrix, bias, labels[part], weights, by_bias)
+        total += loss
+        if by_hidden is not None:
+            by_hidden[part] = how.multiply(gradient, matrix)
         if begin + joined >= len(states):
             del matrix
-        if kept is not None:
-            product = how.multiply(kept.T, rows)
-            by_weight = product if by_weight is None else by_weight.to(wide).add_(product)
-            del kept, product
+        if needs[1]:
+            by_weight = how.multiply_turned(gradient, states[part], None if by_weight is None else by_weight.to(wide))
+        del gradient
     if needs[1] and by_weight is None:  # nothing is scored
         by_weight = torch.zeros_like(matrix)
     return total, (by_hidden, by_weight, by_bias)
+
+
+def _scores(
+    states: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: tuple[float, float], by_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of some tokens, and its gradient by their logits (N, V) in the dtype of `states`; that by the bias is added up."""
+    how = chosen()
+    if native.serves(states, matrix, bias):
+        gradient = how.multiply(states, matrix.T)
+        loss = native.cross_entropy(gradient, bias, labels, *weights).sum()
+        if by_bias is not None:
+            by_bias += gradient.sum(0, dtype=by_bias.dtype)
+        return loss, gradient
+    loss = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+    gradient = states.new_empty(len(states), len(matrix))
+    step = chunk_rows(len(matrix))
+    for first in range(0, len(states), step):
+        part = slice(first, first + step)
+        logits = at_least_float(how.multiply(states[part], matrix.T))
+        if bias is not None:
+            logits += bias
+        some, by_logits = _loss_and_gradient(logits, labels[part, None], *weights)
+        loss += some
+        if by_bias is not None:
+            by_bias += by_logits.sum(0)
+        gradient[part] = by_logits
+        del logits, by_logits
+    return loss, gradient
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, z_loss: float, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ forward pass: that takes 2 bytes less a parameter, and next to no time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+_COPIED = 1 << 16  # numbers of a transposed matrix, which oneDNN copies first, at a time
 _LEAST = 1 << 20  # multiplications, below which a call of oneDNN's costs more than it saves
 
 
@@ -26,12 +27,14 @@ _LEAST = 1 << 20  # multiplications, below which a call of oneDNN's costs more t
 class Products:
     """How products are made.
 
-    onednn: in fp32 by oneDNN. in_place: gradients of tables are added to `.grad` as they come up. layers: linear layers are
-    ours; not where blocks are compiled, as a compiler knows its own.
+    onednn: in fp32 by oneDNN. in_place: gradients of tables are added to `.grad` as they come up. narrow: gradients of the layers'
+    weights are left in the dtype of the products, where a weight's `grad_dtype` allows it. layers: linear layers are ours; not where
+    blocks are compiled, as a compiler knows its own.
     """
 
     onednn: bool = False
     in_place: bool = False
+    narrow: bool = False
     layers: bool = True
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
@@ -39,6 +42,18 @@ class Products:
         if self.onednn and a.dtype == torch.float32 and a.is_cpu and a.numel() * b.shape[1] >= _LEAST:
             return _onednn(a, b.t())
         return a @ b
+
+    def multiply_turned(self, a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
+        """a (K, M) transposed times b (K, N), added to `total`, in fp32 or better, if there is one; large matrices are not copied."""
+        if self.onednn and a.dtype == torch.float32 and a.is_cpu:
+            out = b.new_zeros(a.shape[1], b.shape[1]) if total is None else total
+            step = max(16, _COPIED // max(1, len(a)))
+            for rows, columns in zip(torch.split(out, step), torch.split(a, step, 1), strict=True):
+                rows += self.multiply(columns.t(), b)
+            return out
+        if total is None:
+            return a.t() @ b
+        return total.addmm_(a.t(), b) if total.dtype == a.dtype else total.add_(a.t() @ b)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., K) times weight (N, K) transposed, plus bias (N,)."""
@@ -51,6 +66,11 @@ class Products:
         """Whether gradients of a table are added in place."""
         return self.in_place and table.is_leaf and table.requires_grad
 
+    def given(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of a layer's weight, in the dtype that autograd is to get it in."""
+        keep = self.narrow and weight.is_leaf and getattr(weight, "grad_dtype", weight.dtype) is None
+        return gradient if keep else gradient.to(weight.dtype)
+
     @staticmethod
     def gather(table: Tensor, gradient: Tensor, scale: Tensor) -> None:
         """Add a gradient times a number to a table's, whatever its dtype; the gradient is used up."""
@@ -58,6 +78,13 @@ class Products:
             table.grad = gradient.to(table.dtype).mul_(scale)
         else:
             table.grad.add_(gradient, alpha=float(scale))
+
+
+def allow_narrow(parameters: Iterable[Tensor]) -> None:
+    """From now on these may have gradients of another dtype, as `narrow` leaves them, where this torch knows such."""
+    for parameter in parameters:
+        if parameter.is_leaf and hasattr(parameter, "grad_dtype"):
+            parameter.grad_dtype = None
 
 
 class _Choice(threading.local):
@@ -96,12 +123,12 @@ def narrowed(device: str, dtype: torch.dtype) -> torch.dtype:
 def gradients(
     how: Products, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of a linear layer by x, of x's dtype, and by its weight and bias, of theirs; gradient and x are of one dtype."""
+    """Gradients of a linear layer by x, of x's dtype, and by its weight and bias; gradient and x are of one dtype."""
     rows, flat = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
     by_x, by_weight, by_bias = needs
     return (
         how.multiply(rows, weight.to(rows.dtype)).view_as(x) if by_x else None,
-        how.multiply(rows.t(), flat).to(weight.dtype) if by_weight else None,
+        how.given(how.multiply(rows.t(), flat), weight) if by_weight else None,
         rows.sum(0).to(bias.dtype) if by_bias and bias is not None else None,
     )
 

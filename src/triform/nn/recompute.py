@@ -2,10 +2,10 @@
 
 `none` keeps what autograd wants. `full` keeps each block's input and runs the block again
 in the backward pass (Chen et al. 2016): a third more work. `selective` keeps, besides
-the block's input, what its matrix products with weights gave and what the fused attention
+the block's input, what its matrix products with weights gave and what torch's fused attention
 kernel gave, and works out again all that lies between them: norms, rotations, activation
-functions, dropout, casts, and the scores, probabilities and context of attention where no
-fused kernel serves (what Korthikanti et al. 2022, section 5, recompute). That costs no product with
+functions, dropout, casts, and the scores, probabilities and context of attention where none of
+its kernels serves (what Korthikanti et al. 2022, section 5, recompute). That costs no product with
 weights, so little time.
 
 The gradients are equal to the last bit in all three.

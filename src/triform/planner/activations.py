@@ -18,7 +18,7 @@ from triform import config
 from .setting import AttentionKernel, Device
 from .tape import Back, Node, Parameter, Storage, Tape, Tensor, same_each, widest_each
 
-SHORT = 512  # keys, up to which the CPU trains attention by plain products (see nn.attention)
+MOST_KEYS = 4096  # up to which the CPU trains attention by a kernel of its own (see nn.fused)
 _INNER = ("relu", "gelu", "gelu_tanh", "silu")  # activations of nn.fused.inner
 _GROUPS = 8  # experts are gone through one by one, or where there are more in so many groups, to answer at once
 
@@ -77,6 +77,7 @@ class Modules:
     training: bool = True
     fp8: bool = False
     runs_again: bool = False  # in the backward pass
+    narrow: bool = False  # gradients of layers' weights stay as wide as the products
     adapter_dropout: float = 0.0
 
     @property
@@ -115,8 +116,10 @@ class Modules:
         tape = self.tape
         if self.fused or _is_packed(weight):
             read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
-            saves = () if _is_packed(weight) else (read,)
-            return self._narrowed(read, (weight, bias), (x,), saves, partial(_linear_back, before=1, packed=_is_packed(weight)))
+            packed = _is_packed(weight)
+            saves = () if packed else (read,)
+            back = partial(_linear_back, before=1, narrow=self.narrow, packed=packed)
+            return self._narrowed(read, (weight, bias), (x,), saves, back)
         matrix = tape.cast(weight.tensor, tape.compute)
         x = tape.cast(x, tape.compute)
         inputs = [x, matrix] if bias is None else [x, matrix, tape.cast(bias.tensor, tape.compute)]
@@ -149,11 +152,9 @@ class Modules:
         tape, weight = self.tape, self.weights[f"{name}.weight"].tensor
         rows = x.count // weight.count
         if self.fused:
-            given, size, is_layer = tape.compute if narrow else x.width, tape.wide * x.count, isinstance(spec, config.LayerNorm)
-            widened, bias = size * (x.width < tape.wide), self.weights.get(f"{name}.bias")
-            work = (widened + size * (given < tape.wide), widened + size * (not is_layer) + size * (given < tape.wide))
+            given, bias = tape.compute if narrow else x.width, self.weights.get(f"{name}.bias")
             inputs = (x, weight) if bias is None else (x, weight, bias.tensor)
-            return tape.op(x.count, given, inputs, (x,), extra=(8 if is_layer else 4) * rows, work=work)
+            return tape.op(x.count, given, inputs, (x,), extra=(8 if isinstance(spec, config.LayerNorm) else 4) * rows)
         if isinstance(spec, config.LayerNorm):
             bias = self.weights.get(f"{name}.bias")
             x = x if self.device == "cpu" else tape.cast(x, tape.wide)
@@ -232,8 +233,7 @@ class Modules:
     def rotate(self, x: Tensor, turn: tuple[Storage, Storage]) -> Tensor:
         tape = self.tape
         if self.fused:
-            widened = 2 * tape.wide * x.count * (x.width < tape.wide)
-            return tape.op(x.count, x.width, (x,), turn, work=(widened, widened))
+            return tape.op(x.count, x.width, (x,), turn)
         wide = tape.cast(x, tape.wide)
         first = tape.op(x.count, tape.wide, (wide,), turn[:1])
         turned = tape.op(x.count, tape.wide, (first, tape.op(x.count, tape.wide, (wide,))), turn[1:], back=_addcmul)
@@ -244,8 +244,8 @@ class Modules:
         tape, mask, dropout = self.tape, view.mask, spec.dropout if self.training else 0.0
         boolean, on_cpu, width = mask is None or mask.width == 1, self.device == "cpu", tape.compute
         query, key, value = tape.cast(query, width), tape.cast(key, width), tape.cast(value, width)
-        if self.fused and dropout == 0 and shape.keys <= SHORT and (not boolean or width < tape.wide):
-            return self.short(query, key, value, shape, mask)
+        if self.fused and dropout == 0 and shape.keys <= MOST_KEYS:
+            return self.native(query, key, value, mask)
         if mask is not None and boolean:
             mask = tape.new(mask.count, width)
         if self.kernel == "eager" or (on_cpu and (dropout > 0 or (mask is not None and mask.node is not None))):
@@ -262,20 +262,10 @@ class Modules:
             made.append(self.attend(rows, key, value, spec, shape, part))
         return self.tape.op(query.count, query.width, made)
 
-    def short(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape, mask: Tensor | None) -> Tensor:
+    def native(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """nn.fused.attention: neither scores nor probabilities are kept."""
-        tape, width, scores = self.tape, query.width, shape.scores * query.width
         inputs = (query, key, value) if mask is None or mask.width == 1 else (query, key, value, mask)
-        if mask is not None and mask.width == 1:
-            mask = tape.new(mask.count, width)
-        joined = [tape.new(x.count, width) for x in (query, key, value)]
-        made = tape.hold(2 * scores)
-        del made
-        shares = tape.hold(scores)
-        work = (0, 3 * scores + query.count * width)
-        out = tape.op(query.count, width, inputs, joined if mask is None else [*joined, mask], work=work)
-        del shares, joined
-        return self.copied(out)
+        return self.tape.op(query.count, query.width, inputs, (query, key, value) if mask is None else (query, key, value, mask))
 
     def eager(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape, view: View, dropout: float) -> Tensor:
         """Scores and probabilities in full, in fp32, as torch's own unfused attention makes them."""
@@ -311,12 +301,16 @@ class Modules:
             inputs = (left, self.linear(x, f"{name}.up")) if spec.gated else (left,)
             h = self.tape.new(left.count, left.width)
             layer = (down, self.weights.get(f"{name}.down.bias"))
-            return self._narrowed(h, layer, inputs, inputs, partial(_inner_back, before=len(inputs)))
+            return self._narrowed(h, layer, inputs, inputs, partial(_inner_back, before=len(inputs), narrow=self.narrow))
         left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
         right = self.linear(x, f"{name}.up") if spec.gated else None
-        h = self.activation(left, spec.activation)
-        if right is not None:
-            h = self.tape.op(h.count, h.width, (h, right), (h, right))
+        if self.fused and spec.activation in _INNER:
+            inputs = (left,) if right is None else (left, right)
+            h = self.tape.op(left.count, left.width, inputs, inputs, work=(0, left.count * left.width))
+        else:
+            h = self.activation(left, spec.activation)
+            if right is not None:
+                h = self.tape.op(h.count, h.width, (h, right), (h, right))
         return self.linear(self.dropout(h, spec.dropout), f"{name}.down")
 
     def experts(self, x: Tensor, name: str, spec: config.Experts) -> tuple[Tensor, tuple[Tensor | Storage, ...]]:
@@ -390,29 +384,28 @@ def _is_packed(weight: Parameter) -> bool:
     return weight.tensor.storage.size < weight.tensor.count * weight.tensor.width
 
 
-def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int, packed: bool = False) -> list[Tensor | None]:
-    """Gradients by x, weight and bias; the first two are made in the products' width and widened. `before`: inputs before the weight."""
+def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int, narrow: bool, packed: bool = False) -> list[Tensor | None]:
+    """Gradients by x, weight and bias; the first two are made in the products' width and widened, but for the weight's where it is
+    to stay narrow. `before`: inputs before the weight."""
     (to, count, width), (trained, size, wide), *bias = node.inputs[0], *node.inputs[before:]
     matrix = tape.new(size, tape.compute) if tape.compute < wide or packed else None
     by_x = None if to is None else tape.new(count, tape.compute)
     del matrix
     by_weight = None if trained is None else tape.new(size, tape.compute)
-    by_weight = by_weight if by_weight is None or tape.compute == wide else tape.new(size, wide)
+    by_weight = by_weight if by_weight is None or narrow or tape.compute == wide else tape.new(size, wide)
     by_bias = [None if to is None else tape.new(number, each) for to, number, each in bias]
     if by_x is not None and width != tape.compute:
         by_x = tape.new(count, width)
     return [by_x, by_weight, *by_bias]
 
 
-def _inner_back(tape: Tape, grad: Tensor, node: Node, before: int) -> list[Tensor | None]:
+def _inner_back(tape: Tape, grad: Tensor, node: Node, before: int, narrow: bool) -> list[Tensor | None]:
     """The same behind an activation, which is made again, and its product with what is gated."""
     _, count, width = node.inputs[0]
-    active = tape.new(count, width)
-    h = tape.new(count, width) if before == 2 else active
-    by_h, *rest = _linear_back(tape, grad, node, before)
-    by_left = tape.new(count, width)
-    del h, by_h
-    return [by_left, active, *rest] if before == 2 else [by_left, *rest]
+    h, by_left = tape.new(count, width), tape.new(count, width)
+    by_h, *rest = _linear_back(tape, grad, node, before, narrow)
+    del h
+    return [by_left, by_h, *rest] if before == 2 else [by_left, *rest]
 
 
 def _addcmul(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
@@ -442,4 +435,4 @@ def weights(
     return found
 
 
-__all__ = ["SHORT", "Back", "Modules", "Piece", "Shape", "Store", "View", "weights"]
+__all__ = ["MOST_KEYS", "Back", "Modules", "Piece", "Shape", "Store", "View", "weights"]

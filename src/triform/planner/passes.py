@@ -14,14 +14,9 @@ from .tape import Node, Parameter, Storage, Tape, Tensor, new_each, same_each
 LOGITS = "logits"
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """Tokens whose logits exist at once (see nn.loss)."""
-    return max(256, (1 << 22) // vocab_size)
-
-
 def joined_rows(model_width: int, size: int) -> int:
     """Tokens whose gradients by the logits exist at once (see nn.loss)."""
-    return max(512, 6 * model_width // size)
+    return max(512, 6 * model_width // size) if size < 4 else 512
 
 
 def length_of(stack: config.Stack, length: int) -> int:
@@ -66,7 +61,8 @@ class Pass:
     def __post_init__(self) -> None:
         setting = self.setting
         again = self.training and setting.recompute != "none"
-        how = (setting.device, setting.attention, self.training, setting.precision == "fp8", again)
+        narrow = setting.accumulate == 1 and setting.precision == "bf16" and setting.optimizer in ("adamw", "adamw8bit")
+        how = (setting.device, setting.attention, self.training, setting.precision == "fp8", again, narrow)
         self.modules = Modules(self.tape, self.weights, *how, 0.0 if setting.adapter is None else setting.adapter.dropout)
         self.routing: list[tuple[Tensor | Storage, ...]] | None = []
 
@@ -324,38 +320,31 @@ class Pass:
         states = x if x.width == compute else tape.new(x.count, compute)
         matrix = table.tensor if table.tensor.width == compute else tape.new(vocabulary * width, compute, "casts")
         by_hidden = tape.new(x.count, compute, LOGITS)
-        tokens, step, joined, by_weight = x.count // width, chunk_rows(vocabulary), joined_rows(width, compute), None
+        tokens, joined, by_weight = x.count // width, joined_rows(width, compute), None
         supers = list(range(0, tokens, joined))
         for begin in [*supers[:2], *supers[-1:]] if len(supers) > 3 else supers:  # those between are alike
-            trained = table.tensor.node is not None
-            kept = tape.new(min(joined, tokens - begin) * vocabulary, compute, LOGITS) if trained else None
-            self._chunk(min(step, joined, tokens - begin), vocabulary, width)
+            kept = tape.new(min(joined, tokens - begin) * vocabulary, compute, LOGITS)
+            by_states = tape.new(min(joined, tokens - begin) * width, compute, LOGITS)
+            del by_states
             if begin == supers[-1]:
                 del matrix
-            if not trained:
+            if table.tensor.node is None:
+                del kept
                 continue
-            product = tape.new(vocabulary * width, compute, LOGITS)
             if by_weight is None:
-                by_weight = product
-            else:
+                by_weight = tape.new(vocabulary * width, compute, LOGITS)
+            elif compute < wide:
                 by_weight = by_weight if by_weight.width == wide else tape.new(by_weight.count, wide, LOGITS)
+                product = tape.new(by_weight.count, compute, LOGITS)
                 tape.hold(self.modules.widened(by_weight, product), LOGITS)
-            del kept, product
+                del product
+            del kept
         del states
         if by_weight is None:
             return tape.op(1, 4, (x,), (by_hidden,), back=_scaled_by_loss)
         inputs = (x, table.tensor) if bias is None else (x, table.tensor, bias.tensor)
         back = _gathered_by_loss if self.modules.fused else _scaled_by_loss
         return tape.op(1, 4, inputs, (by_hidden, by_weight), back=back)
-
-    def _chunk(self, rows: int, vocabulary: int, width: int) -> None:
-        """The logits of some tokens, in place of which come the gradients by them."""
-        tape = self.tape
-        product = tape.new(rows * vocabulary, tape.compute, LOGITS)
-        logits = product if tape.compute == tape.wide else tape.new(product.count, tape.wide, LOGITS)
-        del product
-        by_states = tape.new(rows * width, tape.compute, LOGITS)
-        del logits, by_states
 
 
 def _scaled_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:

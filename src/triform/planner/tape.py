@@ -329,7 +329,7 @@ class Tape:
         for place, (to, count, width) in enumerate(node.inputs):
             if place < len(out) and (grad := out[place]) is not None:
                 out[place] = None
-                if (grad.count, grad.width) != (count, width):
+                if grad.count != count or (grad.width != width and not isinstance(to, Parameter)):
                     grad = self.new(count, width)
                 self.send(to, grad)
                 grad = None

@@ -14,6 +14,7 @@ from triform.config.files import replacing
 from triform.objectives.on_policy import OnPolicy
 
 from .loop import Trainer
+from .optimizer import clip_factor
 from .recipe import Recipe
 
 Report = Callable[[int], None]
@@ -73,7 +74,7 @@ def _sweep(trainer: Trainer, steps: int, low: float, high: float, report: Report
         losses.append(smooth / weight)
         if losses[-1] > _DIVERGED * min(losses):
             break
-        trainer.optimizer.step(_rate(step, steps, low, high) / trainer.settings.rate)
+        trainer.optimizer.step(_rate(step, steps, low, high) / trainer.settings.rate, clip_factor(norm, trainer.settings.clip))
         report(step + 1)
     if not losses:
         raise ValueError("the first loss is no number; look at the data and the model")

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triform.kernels import training as native
 from triform.nn import DualEncoder, Transformer
 
+from .adamw import AdamW
 from .adamw8bit import AdamW8bit
 from .recipe import TrainRecipe
 
@@ -48,7 +50,8 @@ def _build(groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Opt
         case "sgd":
             return torch.optim.SGD(groups, lr=recipe.rate, momentum=betas[0])
         case _:
-            return torch.optim.AdamW(groups, lr=recipe.rate, betas=betas, eps=1e-8, fused=True)
+            on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+            return (AdamW if on_cpu else torch.optim.AdamW)(groups, lr=recipe.rate, betas=betas, eps=1e-8, fused=True)
 
 
 class Optimizer:
@@ -71,13 +74,18 @@ class Optimizer:
         self.parts = [_build(groups, recipe)]
         if muon:
             self.parts.append(torch.optim.Muon(muon, lr=recipe.muon_rate, weight_decay=recipe.weight_decay, momentum=0.95))
+        self.takes_narrow = recipe.optimizer in ("adamw", "adamw8bit")  # gradients of fewer bytes than the parameters
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
-    def step(self, share: float) -> None:
-        """One step at a share of the peak learning rates; gradients are dropped after it."""
+    def step(self, share: float, scale: float = 1.0) -> None:
+        """One step at a share of the peak learning rates, with the gradients times `scale`; they are dropped after it."""
         for part, peaks in zip(self.parts, self.peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
+            if isinstance(part, AdamW):
+                part.scale = scale
+            elif scale != 1:
+                torch._foreach_mul_([p.grad for group in part.param_groups for p in group["params"] if p.grad is not None], scale)
             part.step()
             part.zero_grad(set_to_none=True)
 
@@ -143,10 +151,15 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scale the gradients so that their norm is at most `limit`; returns the norm before."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if not float(norm) <= limit:  # else they need not be passed over again
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return float(norm)
+def norm_of_gradients(model: nn.Module) -> float:
+    """The norm of all gradients together."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if native.serves(*gradients):
+        return native.total_norm(gradients)
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    return float(nn.utils.get_total_norm(norms))
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """What gradients of a norm are multiplied with for theirs to be at most `limit`, as `torch.nn.utils.clip_grad_norm_` has it."""
+    return 1.0 if norm <= limit else limit / (norm + 1e-6)

@@ -12,7 +12,7 @@ import torch
 
 from triform import config
 from triform.nn import DualEncoder, Transformer, recomputing
-from triform.nn.products import Products, training_products
+from triform.nn.products import Products, allow_narrow, training_products
 from triform.objectives import Batch, Loss
 from triform.planner import flops
 
@@ -22,7 +22,7 @@ from .fp8 import to_fp8
 from .guard import Watch, fresh
 from .offload import offloading
 from .onednn import choose_linear
-from .optimizer import Optimizer, clip_gradients, schedule
+from .optimizer import Optimizer, clip_factor, norm_of_gradients, schedule
 from .recipe import TrainRecipe
 from .scaling import LossScale
 
@@ -52,6 +52,9 @@ class Steps:
         wanted = choose_compile(settings.compile, self.device) if compiled is None else compiled
         self.compiled = Compiled(model) if wanted else None
         self.optimizer = Optimizer(model, settings)
+        self.narrow = self.device == "cpu" and precision == "bf16" and self.compiled is None and self.optimizer.takes_narrow
+        if self.narrow:
+            allow_narrow(model.parameters())
         self.average = None if settings.ema is None else Average(model, settings.ema)
         self.watch = None if settings.guard is None else Watch(settings.guard, fresh())
         self.scaling = LossScale() if precision == "fp16" else None
@@ -68,7 +71,7 @@ class Steps:
         why = self._judge(step, losses["loss"], norm)
         share = schedule(step, recipe)
         if why is None:
-            self.optimizer.step(share)
+            self.optimizer.step(share, clip_factor(norm, recipe.clip))
             if self.average is not None:
                 self.average.update(step)
         else:
@@ -78,13 +81,13 @@ class Steps:
         return row if why is None else row | {"skipped": why}
 
     def gradients(self, step: int, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
-        """Leave the clipped gradients of a step in the model; returns its loss and metrics, and the gradients' norm before clipping."""
+        """Leave the gradients of a step in the model, not yet clipped; returns its loss and metrics, and the gradients' norm."""
         torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run draws the same
         self.model.train()
         losses = self._backward(batches, sum(batch.tokens for batch in batches))
         if self.scaling is not None:
             self.scaling.unscale(self.model.parameters())
-        return losses, clip_gradients(self.model, self.settings.clip)
+        return losses, norm_of_gradients(self.model)
 
     def _judge(self, step: int, loss: float, norm: float) -> str | None:
         """Why a step must not be taken."""
@@ -115,7 +118,8 @@ class Steps:
         recipe = self.settings
         count = max(1, sum(batch.count for batch in batches))
         sums, counts = dict.fromkeys(("loss", *self.objective.metric_names), 0.0), dict[str, float]()
-        ways = Products(self.linear == "onednn", in_place=True, layers=self.compiled is None)
+        # A gradient that nothing is added to stays as narrow as the product that made it.
+        ways = Products(self.linear == "onednn", in_place=True, narrow=self.narrow and len(batches) == 1, layers=self.compiled is None)
         products = partial(training_products, ways) if self.device == "cpu" else None
         compiled = nullcontext if self.compiled is None else self.compiled.used
         for batch in batches:

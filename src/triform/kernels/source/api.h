@@ -71,3 +71,62 @@ struct Batch {
   int64_t workspace_bytes, capacity, source_capacity;
   int32_t rows, wanted_rows, slot_count, cache_kind, threads, reserved;
 };
+
+// Training (see training.h). Kinds are F32 or BF16.
+
+struct NormRows {
+  const void *x, *gradient;
+  void *out, *by_x;
+  const float *weight, *bias;
+  float *mean, *inverse;         // a number a row, from the forward pass
+  float *by_weight, *by_bias;    // (threads, width)
+  int32_t rows, width, x_kind, out_kind, kind;
+  float eps, offset;             // of the weight
+  int32_t reserved;
+};
+
+struct Turn {
+  const void* x;
+  void* out;
+  const float *cosine, *sine;
+  int64_t x_strides[3], out_strides[3], turn_strides[2];  // of batch, heads and tokens; of batch and tokens
+  int32_t batch, heads, tokens, width, kind, back;
+};
+
+struct Gate {
+  const void *left, *right, *gradient;  // right: none for 1; gradient: none in the forward pass
+  void *out, *by_left, *by_right;
+  int64_t count;
+  int32_t activation, kind;
+};
+
+struct LossRows {
+  void* scores;
+  const float* bias;
+  const int64_t* labels;
+  float* loss;
+  int32_t rows, width, kind;
+  float z_loss, smoothing;
+  int32_t reserved;
+};
+
+struct AdamW {
+  const void* gradient;
+  float *values, *mean, *square;
+  int64_t count;
+  float rate, decay, beta1, beta2, eps, correction1, correction2, scale;  // corrections: 1 - beta^step
+  int32_t kind, reserved;
+};
+
+enum MaskKind { NO_MASK = 0, SEEN = 1, SCORES = 2 };  // bytes, 0 where a key is not seen; or numbers to add
+
+struct Attending {
+  const void *query, *key, *value, *mask, *gradient;  // gradient: none in the forward pass
+  void *out, *by_query, *by_key, *by_value;           // gradients lie as what they are of, `gradient` as `out`
+  float* by_mask;                                     // (batch, or 1 where the mask has one; heads, queries, keys), zeros to begin with
+  void* room;
+  int64_t room_bytes;  // of each thread
+  int64_t query_strides[3], key_strides[3], value_strides[3], out_strides[3], mask_strides[3];  // of batch, heads and tokens
+  int32_t batch, heads, groups, queries, keys, width, kind, mask_kind, causal;
+  float scale;
+};

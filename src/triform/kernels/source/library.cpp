@@ -88,6 +88,12 @@ int check_threads(int threads) {
   return threads < 1 || threads > MOST_THREADS ? fail("threads: expected 1 to %d, got %d", MOST_THREADS, threads) : 0;
 }
 
+int check_kind(int kind) { return kind != F32 && kind != BF16 ? fail("expected fp32 or bf16, got kind %d", kind) : 0; }
+
+int check_sizes(int64_t rows, int64_t width) {
+  return rows < 0 || rows > INT32_MAX || width < 1 ? fail("expected rows and a width, got %lld x %lld", (long long)rows, (long long)width) : 0;
+}
+
 int check(const Matrix& m, const char* name, int rows, int columns) {
   if (m.kind < F32 || m.kind > Q4) return fail("%s: expected weights of kind 1 to 4, got %d", name, m.kind);
   if (m.rows < 1 || m.columns < 1 || m.columns > 1 << 24) return fail("%s: expected sizes above zero, got %d x %d", name, m.rows, m.columns);
@@ -174,8 +180,9 @@ int triform_use(const char* name) {
 }
 
 void triform_sizes(int64_t* to) {
-  const size_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Attention), sizeof(Layer), sizeof(Program), sizeof(Batch)};
-  for (int i = 0; i < 6; i++) to[i] = (int64_t)all[i];
+  const size_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Attention), sizeof(Layer), sizeof(Program), sizeof(Batch),
+                        sizeof(NormRows), sizeof(Turn), sizeof(Gate), sizeof(LossRows), sizeof(AdamW), sizeof(Attending)};
+  for (int i = 0; i < 12; i++) to[i] = (int64_t)all[i];
 }
 
 int64_t triform_panel_bytes(int kind, int columns) { return kind < F32 || kind > Q4 || columns < 1 ? -1 : (int64_t)variant()->panel_bytes(kind, columns); }
@@ -229,6 +236,64 @@ float triform_read(const float* from, int64_t count, int threads) {
   team_of(threads, [&](Team team) { total[team.thread] = variant()->read(from, count, team); });
   float all = 0;
   for (float part : total) all += part;
+  return all;
+}
+
+// Training: what Python hands over are whole tensors of torch's.
+
+int triform_norm(const NormRows* n, int threads) {
+  if (check_threads(threads) || check_kind(n->x_kind) || check_kind(n->out_kind) || check_sizes(n->rows, n->width)) return 1;
+  team_of(threads, [&](Team team) { n->gradient ? variant()->norm_back(*n, team) : variant()->norm(*n, team); });
+  return 0;
+}
+
+int triform_turn(const Turn* t, int threads) {
+  if (check_threads(threads) || check_kind(t->kind) || check_sizes((int64_t)t->batch * t->tokens, t->width)) return 1;
+  if (t->width % 2) return fail("a rotation needs an even width");
+  team_of(threads, [&](Team team) { variant()->turn(*t, team); });
+  return 0;
+}
+
+int triform_gate(const Gate* g, int threads) {
+  if (check_threads(threads) || check_kind(g->kind)) return 1;
+  if (g->activation != RELU && g->activation != GELU && g->activation != GELU_TANH && g->activation != SILU)
+    return fail("activation: %d has no derivative here", g->activation);
+  team_of(threads, [&](Team team) { variant()->gate(*g, team); });
+  return 0;
+}
+
+int triform_loss(const LossRows* l, int threads) {
+  if (check_threads(threads) || check_kind(l->kind) || check_sizes(l->rows, l->width)) return 1;
+  for (int i = 0; i < l->rows; i++)
+    if (l->labels[i] < 0 || l->labels[i] >= l->width) return fail("labels: expected numbers below %d, got %lld", l->width, (long long)l->labels[i]);
+  team_of(threads, [&](Team team) { variant()->loss(*l, team); });
+  return 0;
+}
+
+int64_t triform_attend_bytes(const Attending* a) { return (int64_t)variant()->attend_bytes(*a); }
+
+int triform_attend(const Attending* a, int threads) {
+  if (check_threads(threads) || check_kind(a->kind) || check_sizes((int64_t)a->batch * a->queries, a->width)) return 1;
+  if (a->keys < 1 || a->groups < 1 || a->heads % a->groups) return fail("attention: cannot have %d heads over %d, %d keys", a->heads, a->groups, a->keys);
+  if (a->kind == BF16 && a->width % 2) return fail("attention: expected an even width of a head, got %d", a->width);
+  if (a->causal && a->queries != a->keys) return fail("attention: expected as many keys as queries, got %d and %d", a->keys, a->queries);
+  if (a->room_bytes < triform_attend_bytes(a)) return fail("room: too small");
+  team_of(threads, [&](Team team) { variant()->attend(*a, team); });
+  return 0;
+}
+
+int triform_adamw(const AdamW* a, int threads) {
+  if (check_threads(threads) || check_kind(a->kind)) return 1;
+  team_of(threads, [&](Team team) { variant()->adamw(*a, team); });
+  return 0;
+}
+
+// The sum of squares of `count` numbers; `pieces` has room for one of every 16,384.
+double triform_squares(const void* x, int kind, int64_t count, double* pieces, int threads) {
+  if (check_threads(threads) || check_kind(kind)) return -1;
+  team_of(threads, [&](Team team) { variant()->squares(x, kind, count, pieces, team); });
+  double all = 0;
+  for (int64_t i = 0; i < (count + 16383) / 16384; i++) all += pieces[i];
   return all;
 }
 }

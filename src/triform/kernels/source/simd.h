@@ -177,6 +177,11 @@ inline Floats load(const uint16_t* from) {  // bf16
 }
 
 inline void store(uint16_t* to, const Floats& value) {  // bf16, rounded to the nearest, ties to even
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  const __m256bh halves = _mm512_cvtneps_pbh(value.part[0]);
+  memcpy(to, &halves, sizeof halves);
+  return;
+#endif
   for (int i = 0; i < PARTS; i++) {
     NativeWord bits = (NativeWord)value.part[i];
     NativeWord rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

@@ -1,6 +1,8 @@
 // One variant: compiled several times, with the flags of a processor and -DVARIANT=its name.
 
+#include "attending.h"
 #include "step.h"
+#include "training.h"
 #include "variants.h"
 
 #define TEXT_(x) #x
@@ -39,7 +41,36 @@ float read(const float* from, int64_t count, Team team) {
   return all;
 }
 
-const Variant variant = {TEXT(VARIANT), panel_bytes, prepared_bytes, workspace, step, product, matrix_rows, read};
+void norm(const NormRows& n, Team team) {
+  if (n.x_kind == BF16) return n.out_kind == BF16 ? norm_rows<uint16_t, uint16_t>(n, team) : norm_rows<uint16_t, float>(n, team);
+  n.out_kind == BF16 ? norm_rows<float, uint16_t>(n, team) : norm_rows<float, float>(n, team);
+}
+
+void norm_back(const NormRows& n, Team team) {
+  if (n.x_kind == BF16) return n.out_kind == BF16 ? norm_rows_back<uint16_t, uint16_t>(n, team) : norm_rows_back<uint16_t, float>(n, team);
+  n.out_kind == BF16 ? norm_rows_back<float, uint16_t>(n, team) : norm_rows_back<float, float>(n, team);
+}
+
+void turn(const Turn& t, Team team) { t.kind == BF16 ? turn_rows<uint16_t>(t, team) : turn_rows<float>(t, team); }
+
+void gate(const Gate& g, Team team) { g.kind == BF16 ? gate_rows<uint16_t>(g, team) : gate_rows<float>(g, team); }
+
+void loss(const LossRows& l, Team team) { l.kind == BF16 ? loss_rows<uint16_t>(l, team) : loss_rows<float>(l, team); }
+
+size_t attend_bytes(const Attending& a) { return a.kind == BF16 ? Desk<uint16_t>(a, nullptr).bytes : Desk<float>(a, nullptr).bytes; }
+
+void attend(const Attending& a, Team team) { a.kind == BF16 ? Attender<uint16_t>(a, team).run() : Attender<float>(a, team).run(); }
+
+void adamw(const AdamW& a, Team team) { a.kind == BF16 ? adamw<uint16_t>(a, team) : adamw<float>(a, team); }
+
+void squares(const void* x, int kind, int64_t count, double* pieces, Team team) {
+  kind == BF16 ? squares((const uint16_t*)x, count, pieces, team) : squares((const float*)x, count, pieces, team);
+}
+
+const Variant variant = {
+    TEXT(VARIANT), panel_bytes, prepared_bytes, workspace, step, product, matrix_rows, read,
+    norm, norm_back, turn, gate, loss, attend_bytes, attend, adamw, squares,
+};
 
 }  // namespace
 

@@ -19,6 +19,15 @@ struct Variant {
   void (*product)(const Matrix*, const float* x, int rows, float* y, char* workspace, Team);
   void (*rows)(const Matrix*, const int64_t* ids, int64_t count, float* to, Team);
   float (*read)(const float* from, int64_t count, Team);
+  void (*norm)(const NormRows&, Team);
+  void (*norm_back)(const NormRows&, Team);
+  void (*turn)(const Turn&, Team);
+  void (*gate)(const Gate&, Team);
+  void (*loss)(const LossRows&, Team);
+  size_t (*attend_bytes)(const Attending&);
+  void (*attend)(const Attending&, Team);
+  void (*adamw)(const AdamW&, Team);
+  void (*squares)(const void* x, int kind, int64_t count, double* pieces, Team);
 };
 
 // One object each.
