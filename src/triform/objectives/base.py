@@ -72,7 +72,7 @@ class Batch:
             return None if x is None else x.to(device, non_blocking=True)
 
         layout = None if self.layout is None else Layout(**{k: move(v) for k, v in vars(self.layout).items()})
-        rest = {k: move(v) if isinstance(v, Tensor) else v for k, v in vars(self).items() if k != "layout"}
+        rest: dict[str, Any] = {k: move(v) if isinstance(v, Tensor) else v for k, v in vars(self).items() if k != "layout"}
         return replace(self, **rest, layout=layout)
 
 
@@ -171,7 +171,7 @@ class Objective(ABC):
         """What the model that a run begins with says of a batch: columns for its samples, of a number (nats) each."""
         raise NotImplementedError(f"{type(self).__name__} needs no reference")
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: Any) -> None:  # noqa: B027, most objectives have nothing to give
         """Give the model what is trained along with it and is no part of it, before its optimizer is made."""
 
     @contextmanager

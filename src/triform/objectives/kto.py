@@ -170,5 +170,5 @@ def _answers(row: Mapping[str, Any]) -> list[Judged]:
 
 def _rows(batch: Batch, part: slice) -> Batch:
     """Some rows of a batch."""
-    names = ("inputs", "labels", "mask", "target", "target_mask")
-    return Batch(**{name: None if getattr(batch, name) is None else getattr(batch, name)[part] for name in names})
+    rest = {name: None if (held := getattr(batch, name)) is None else held[part] for name in ("mask", "target", "target_mask")}
+    return Batch(batch.inputs[part], batch.labels[part], **rest)
