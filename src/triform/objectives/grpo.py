@@ -41,7 +41,7 @@ class GRPO(OnPolicy):
 def group_advantages(rewards: np.ndarray, group: int, scale: str) -> np.ndarray:
     """The advantage (N,) of each answer from rewards (N,), those of a group side by side (Shao et al. 2024, section 4.1.2)."""
     parts = rewards.reshape(-1, group)
-    found = parts - parts.mean(1, keepdims=True)
+    found: np.ndarray = parts - parts.mean(1, keepdims=True)
     if scale == "group":
         found = found / (parts.std(1, ddof=1, keepdims=True) + _FLAT)
     elif scale == "batch":

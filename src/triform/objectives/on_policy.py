@@ -242,7 +242,7 @@ class OnPolicyObjective(Objective):
         """Whether the model that the run began with is needed."""
         return self.spec.kl > 0
 
-    def read(self, model: Any, batch: AnswerBatch) -> dict[str, Tensor]:
+    def read(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """What a model says of answers, (B, T) each: "old", the log-probabilities of their tokens."""
         return {"old": log_probs(model, batch, temperature=self.spec.temperature).tokens}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from triform.config.spec import at_least, spec
 
-from .base import Sample
+from .base import Batch, Sample
 from .log_probs import log_probs
 from .on_policy import AnswerBatch, OnPolicy, OnPolicyObjective
 
@@ -103,7 +103,7 @@ class PPOObjective(OnPolicyObjective):
         finally:
             model.value = value
 
-    def read(self, model: Any, batch: AnswerBatch) -> dict[str, Tensor]:
+    def read(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """"old" as everywhere, and "values", where the model has a value function."""
         found = log_probs(model, batch, temperature=self.spec.temperature)
         return {"old": found.tokens} | ({"values": _values(model, found.hidden)} if hasattr(model, "value") else {})

@@ -19,7 +19,7 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def _from_file(file: Path) -> Any:
     return module
 
 
-def ask(name: str, function: RewardFunction, given: dict[str, Sequence[Any]]) -> list[float]:
+def ask(name: str, function: RewardFunction, given: Mapping[str, Sequence[Any]]) -> list[float]:
     """What a function says of answers: a number each, NaN where it says nothing.
 
     given: its arguments by name, lists of one length. Raises ValueError, with the function's name, for a function that fails, or

@@ -20,7 +20,7 @@ import torch
 
 from triform import config, hub
 from triform.data.shards import fingerprint
-from triform.nn import add_adapter, build
+from triform.nn import Transformer, add_adapter, build
 from triform.objectives import Batch, Objective
 from triform.objectives.on_policy import OnPolicyObjective
 from triform.planner.machine import matmul_peak, total_memory
@@ -121,10 +121,9 @@ class Trainer(Steps):
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         # A resumed run goes on with the products it began with: another machine, or another measurement, would choose others.
         ways = {"linear": saved.get("linear", "torch"), "compiled": saved.get("compiled", False)} if saved else {}
-        referred = Reference(self.objective, self.model) if refers else None
         self.objective.attach(self.model)
         super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision, **ways)
-        batches = self._rollouts(referred) if answers else partial(Batches, self.objective)
+        batches = self._rollouts(refers) if answers else partial(Batches, self.objective)
         self.train = batches(prepared.train, self.settings)
         self.train.check()
         self.validation = batches(prepared.validation, self.settings) if len(prepared.validation) else None
@@ -167,7 +166,8 @@ class Trainer(Steps):
             parts["validation"] = (self.validation, self.validation.spread(self.settings.validation_batches))
         for name, (batches, which) in parts.items():
             file = self.folder / "reference" / f"{name}.safetensors"
-            wanted = fingerprint({**facts, "part": name, "batch": self.settings.batch, "samples": hashlib.sha256(which).hexdigest()})
+            chosen = hashlib.sha256(which.tobytes()).hexdigest()
+            wanted = fingerprint({**facts, "part": name, "batch": self.settings.batch, "samples": chosen})
             columns = read_reference(file, wanted)
             if columns is None:
                 if start is not None:
@@ -185,11 +185,13 @@ class Trainer(Steps):
             raise ValueError(_OTHER_START.format(self.folder))
         return found
 
-    def _rollouts(self, referred: Reference | None) -> Callable[..., Batches]:
-        """What makes the batches of an objective that learns from the model's own answers."""
+    def _rollouts(self, refers: bool) -> Callable[..., Batches]:
+        """What makes the batches of an objective that learns from the model's own answers, by the weights as they are now."""
         assert isinstance(self.objective, OnPolicyObjective)
-        rewards, precision = Rewards(self.objective.spec.judges, self.device), "bf16" if self.precision == "bf16" else "auto"
-        policy = Policy(self.model, rewards, referred, self._autocast, precision, file=self.folder / ROLLOUTS)
+        assert isinstance(self.model, Transformer)
+        rewards = Rewards(self.objective.spec.judges, self.device)
+        policy = Policy(self.model, rewards, self._autocast, "bf16" if self.precision == "bf16" else "auto", file=self.folder / ROLLOUTS)
+        policy.reference = Reference(self.objective, self.model) if refers else None
         return partial(Rollouts, self.objective, policy=policy)
 
     def _note_threads(self) -> None:

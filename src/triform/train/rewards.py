@@ -33,8 +33,8 @@ class Answered:
         """The arguments of a reward function; a column that a row lacks is None there."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         found: dict[str, list[Any]] = {name: [row.get(name) for row in self.rows] for name in names}
-        own = {"completions": list(self.completions), "completion_ids": [list(ids) for ids in self.ids]}
-        return found | {"prompts": self.prompts, **own}
+        found |= {"prompts": self.prompts, "completions": list(self.completions), "completion_ids": [list(ids) for ids in self.ids]}
+        return found
 
     @property
     def prompts(self) -> list[str]:
@@ -60,7 +60,7 @@ class Rewards:
                 said[:, place] = found(answered)
             else:
                 said[:, place] = ask(judge.name, found, answered.columns())
-        if len(silent := np.isnan(said[:, 1:]).all(1).nonzero()[0]):
+        if len(silent := np.flatnonzero(np.isnan(said[:, 1:]).all(1))):
             raise ValueError(f"no reward says anything of the answer to {answered.prompts[silent[0]][:80]!r}; expected a number of one")
         said[:, 0] = np.nansum(said[:, 1:] * [judge.weight for judge in self.judges], axis=1)
         return said
@@ -97,4 +97,5 @@ class Scorer:
         said = [({"role": "assistant", "content": text},) for text in answered.completions]
         answers = [(asked.messages, answer) for asked, answer in zip(answered.asked, said, strict=True)]
         tools = [asked.tools for asked in answered.asked]
-        return rewards(self.model, self.tokenizer, answers, tools=tools, length=self.length).tolist()
+        found: list[float] = rewards(self.model, self.tokenizer, answers, tools=tools, length=self.length).tolist()
+        return found

@@ -27,7 +27,7 @@ from triform.data.conversations import prompt
 from triform.generate import Request, Sampling, TokenRun
 from triform.generate.batch import run_together
 from triform.generate.forms import evaluating
-from triform.generate.prepared import packed_copy
+from triform.generate.prepared import Precision, packed_copy
 from triform.nn import IGNORE, Transformer
 from triform.nn.adapter import adapter_names, without_adapter
 from triform.objectives import Batch, Samples
@@ -70,9 +70,9 @@ class Policy:
 
     model: Transformer
     rewards: Rewards
-    reference: Reference | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    precision: str = "auto"
+    precision: Precision = "auto"
+    reference: Reference | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     file: Path | None = None
 
@@ -106,7 +106,8 @@ class Rollouts(Batches):
         number, turn, part = self._place(step)
         size = self.recipe.batch * self.recipe.accumulate
         chosen = np.asarray(self.order.indices(number * size * self.spec.minibatches, size * self.spec.minibatches))
-        return chosen[self._share(number, turn, part)]
+        found: np.ndarray = chosen[self._share(number, turn, part)]
+        return found
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of a step; the first of a rollout has it made."""
