@@ -1,4 +1,7 @@
-"""Products with packed weights on the CPU, in C++ (`source`), compiled at first use; torch does the same where that cannot be."""
+"""Native code for CPUs, in C++ (`source`), compiled at first use; torch does the same where that cannot be.
+
+Products with packed weights for generation, and in `training` what a training step does between its products.
+"""
 
 from .linear import PackedEmbedding, PackedLinear, product
 from .native import library

@@ -27,6 +27,7 @@ WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}  # of what autocast makes; 
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
 CONTEXT = 600 * 2**20  # of a CUDA process: its context, the kernels it has loaded and cuBLAS' workspace, roughly
 _SCALED = 32  # numbers that share a 16-bit scale in int8 and int4
+_GRADIENTS = "4 P at the end of the backward pass, 2 for matrices whose gradients stay in 16 bits"
 _COUNTED = "counted by going through the step (planner.tape)"
 _STATES = {
     "adamw": "8 P", "adamw8bit": "2 P and 8 for 256 numbers", "adafactor": "4 (rows + columns) of each matrix",
@@ -61,7 +62,8 @@ class Memory:
 def training(model: config.Model, setting: Setting) -> Memory:
     """The peak of a training step after the first, with the optimizer's states there.
 
-    Weights, gradients and states are fp32 in every precision; `casts` are the weights in the precision of the products, as
+    Weights, gradients and states are fp32 in every precision, but for the gradients of the layers' matrices that the CPU leaves in
+    16 bits (see train.step); `casts` are the weights in the precision of the products, as
     autocast makes and autograd keeps them. `temporary` is what lives only for the moment, gradients of activations included.
     """
     ledger, count = Ledger(), parameters(model)
@@ -126,7 +128,7 @@ def _training_lines(ledger: Ledger, counts: tuple[int, int], setting: Setting) -
     numbers: dict[str, float | int | str] = {"P": counts[0]}
     if setting.adapter is not None:
         numbers |= {"T": counts[1]}
-    formulas = {"weights": "4 P", "gradients": "4 P at the end of the backward pass", "optimizer": _STATES[setting.optimizer]}
+    formulas = {"weights": "4 P", "gradients": _GRADIENTS, "optimizer": _STATES[setting.optimizer]}
     if setting.adapter is not None:
         held = "4.127 / 8 of what is in 4 bits, 4 of the rest of P, 4 T" if setting.adapter.quantize else "4 P + 4 T"
         formulas = {name: formula.replace("P", "T") for name, formula in formulas.items()} | {"weights": held}
