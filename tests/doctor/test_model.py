@@ -230,6 +230,31 @@ def test_a_judge_and_its_labels(tmp_path: Path) -> None:
         assert findings(tmp_path / severity)["a pass"].severity == "fine"
 
 
+def _public(folder: Path, kind: str, model_type: str, **fields: Any) -> None:
+    """A small checkpoint of a public family with a tokenizer of our own kinds."""
+    tokenizer = train_tokenizer(LINES, kind=kind, vocab_size=261, min_frequency=1)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+    settings = size | {"model_type": model_type, "vocab_size": tokenizer.vocab_size} | fields
+    tokenizer.save(folder)
+    (folder / "config.json").write_text(json.dumps(settings), "utf-8")
+    spec, family = hub.read_config(settings)
+    save_file(hub.export_weights(nn.build(spec, seed=0), family), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_the_frame_of_a_family(tmp_path: Path) -> None:
+    bert = {"architectures": ["BertForMaskedLM"], "type_vocab_size": 2, "pad_token_id": 0}
+    _public(tmp_path / "bert", "wordpiece", "bert", **bert)
+    assert findings(tmp_path / "bert")["frame"].severity == "fine"
+    gemma = {"num_key_value_heads": 2, "head_dim": 16, "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "sliding_window": 16}
+    _public(tmp_path / "gemma", "wordpiece", "gemma3_text", **gemma)
+    found = findings(tmp_path / "gemma")["frame"]
+    assert (found.severity, "was trained with [BOS] and nothing" in found.says) == ("error", True), found.says
+    roberta = {"architectures": ["RobertaForMaskedLM"], "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    for pad, severity in ((0, "fine"), (1, "error")):
+        _public(tmp_path / f"roberta{pad}", "wordpiece", "roberta", pad_token_id=pad, **roberta)
+        assert findings(tmp_path / f"roberta{pad}")["frame"].severity == severity
+
+
 def test_what_is_no_model_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a model's folder"):
         examine_model(tmp_path)

@@ -61,7 +61,8 @@ def check_stop(subject: Subject) -> Iterator[Finding]:
         yield Finding("stop token", "error", "the tokenizer has no token that ends a text, so answers would never stop", advice)
         return
     runs = list(_runs(subject))
-    names = ", ".join(tokenizer.tokens(sorted(ends)))
+    seen = ends.intersection(label for run, _ in runs for label in run)
+    names = ", ".join(tokenizer.tokens(sorted(seen or ends)))
     if not runs and subject.objective.cuts_rows:
         yield Finding("stop token", "fine", f"documents end with {names}; none ends in the first batches")
         return

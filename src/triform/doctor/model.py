@@ -56,6 +56,7 @@ def _findings(start: hub.Checkpoint, report: Report) -> Iterator[Finding]:
     yield from weights.check_rows(tokenizer, model)
     if start.path.is_dir():
         yield from tokens.check_ids(start.path, tokenizer, _writes(start.spec))
+        yield from tokens.check_family(start.path, tokenizer)
         yield from tokens.check_generation(start.path)
         yield from tokens.check_written(start.path, tokenizer)
     yield from tokens.check_length(tokenizer, start.spec)

@@ -16,6 +16,13 @@ from .findings import Finding, listed
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _ROLE_OF = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start_of_turn|end_of_turn|bos|eos|s|/s)>|\[/?INST\]|<<?/?SYS>>?")
+_COUNTED_FROM_PADDING = ("roberta", "roberta-prelayernorm")
+_FRAMES: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    ("bert", "distilbert", "roberta", "roberta-prelayernorm", "bart"): (("cls",), ("sep",)),
+    ("gemma3_text",): (("bos",), ()),
+    ("t5", "mt5", "switch_transformers", "marian", "pegasus"): ((), ("eos",)),
+}
+"""By the model_types of a family: the roles of the tokens before a text and after it."""
 _TALK = ({"role": "user", "content": "你好，hello"}, {"role": "assistant", "content": "好的，fine"})
 _AGAIN = ({"role": "user", "content": "再说一次"}, {"role": "assistant", "content": "再见"})
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -72,6 +79,26 @@ def _id_findings(file: str, key: str, value: Any, tokenizer: Tokenizer) -> Itera
     says = f"{file} has {key} {listed(known)} ({names}), and the tokenizer's {role} is {own} ({tokenizer.tokens([own])[0]})"
     severity = "warning" if role == "eos" else "note"
     yield Finding("special ids", severity, says, "make the two agree: other programs may heed the other one")  # type: ignore[arg-type]
+
+
+def check_family(folder: Path, tokenizer: Tokenizer) -> Iterator[Finding]:
+    """Texts are framed as the model's family has it, where it has a fixed frame, and padding is what it counts positions from."""
+    said = _read(folder / "config.json")
+    family = str(said.get("model_type", "")).lower()
+    wanted = next((roles for names, roles in _FRAMES.items() if family in names), None)
+    if wanted is None:
+        return
+    frame = framing.template(tokenizer)
+    expected = tuple([i for i in (getattr(tokenizer, role) for role in side) if i is not None] for side in wanted)
+    names = [" ".join(tokenizer.tokens(side)) or "nothing" for side in (*frame, *expected)]
+    if tuple(frame) != expected:
+        says = f"a text stands between {names[0]} and {names[1]}, and a {family} model was trained with {names[2]} and {names[3]}"
+        yield Finding("frame", "error", says, "take the family's own tokenizer.json, whose post_processor writes them")
+    elif family in _COUNTED_FROM_PADDING and tokenizer.pad is not None and said.get("pad_token_id", tokenizer.pad) != tokenizer.pad:
+        says = f"{family} counts positions from config.json's pad_token_id {said['pad_token_id']}, and the tokenizer's is {tokenizer.pad}"
+        yield Finding("frame", "error", says, "make the two agree, or every position is another than in training")
+    else:
+        yield Finding("frame", "fine", f"a text stands between {names[0]} and {names[1]}, as the {family} family has it")
 
 
 def check_generation(folder: Path) -> Iterator[Finding]:
