@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from generate.conftest import LINES, built, decoder_only, encoder_decoder, encoder_only, tokenizer_of
 from lm_eval.api.instance import Instance
 
+from triform import hub
 from triform.cli import run
 from triform.evaluate import Judged, Settings, compare_results, log_likelihoods
 from triform.evaluate import harness as module
@@ -21,6 +23,7 @@ from triform.evaluate.harness import harness, metric
 from triform.evaluate.harness_model import HarnessModel, sampling_of
 from triform.evaluate.perplexity import perplexity
 from triform.generate import Sampling, generate
+from triform.text import Tokenizer
 from triform.text.framing import opening
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -219,8 +222,6 @@ def test_figures_with_standard_errors_are_compared() -> None:
 
 
 def test_the_command_measures_by_the_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from triform import hub
-
     own = judged()
     hub.save(own.model, own.tokenizer, tmp_path / "model")
     assert run(["eval", str(tmp_path / "model"), "--harness", str(choices(tmp_path)), "--json"]) == 0
@@ -244,6 +245,66 @@ def test_mistakes_get_one_line(name: str, says: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_tasks_that_run_programs_run_only_where_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    file = choices(tmp_path)
+    file.write_text(file.read_text("utf-8") + "unsafe_code: true\n", "utf-8")
+    with pytest.raises(ValueError, match="allow it by --allow-code"):
+        harness(judged(), [str(file)], Settings())
+    assert harness(judged(), [str(file)], Settings(allow_code=True))[0].name == "weather"
+
+
+def transformers_pair(form: str, folder: Path) -> tuple[Any, Judged]:
+    """A small model as the harness' own over transformers, and as Triform reads its folder."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    tokenizer = Tokenizer(copy.deepcopy(tokenizer_of("byte-bpe").backend))
+    size: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    torch.manual_seed(0)
+    if form == "encoder-decoder":
+        tokenizer.backend.post_processor = TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", tokenizer.eos)])
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": tokenizer.pad}
+        model = T5ForConditionalGeneration(T5Config(**size, **sizes)).eval()
+    else:
+        tokenizer.backend.post_processor = None
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = LlamaForCausalLM(LlamaConfig(**size, **sizes, bos_token_id=tokenizer.bos, max_position_embeddings=64)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    theirs = HFLM(model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4, max_length=64)
+    loaded, own = hub.load(folder)
+    assert own is not None
+    return theirs, Judged(loaded, own)
+
+
+@pytest.mark.parametrize("form", ["decoder-only", "encoder-decoder"])
+def test_answers_are_those_of_the_harness_own_model(form: str, tmp_path: Path) -> None:
+    theirs, own = transformers_pair(form, tmp_path)
+    ours = HarnessModel(own)
+    pairs = [(line[:5], line[5:9]) for line in LINES] + [("The quick ", "brown fox"), ("滚滚", "长江"), ("The quick", " brown")]
+    if form == "decoder-only":  # an empty context is a token of padding to the other's encoder
+        pairs.append(("", "滚滚长江"))
+    found, wanted = (model.loglikelihood(requests("loglikelihood", *pairs)) for model in (ours, theirs))
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    np.testing.assert_allclose(*([log_prob for log_prob, _ in one] for one in (found, wanted)), atol=1e-4)
+    assert len({round(log_prob, 2) for log_prob, _ in found}) > len(pairs) // 2, "texts that are alike would not tell a mistake"
+    settings = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    asked = requests("generate_until", *((line[:6], settings) for line in LINES))
+    texts = [[text.replace("\ufffd", "") for text in model.generate_until(asked)] for model in (ours, theirs)]
+    assert all(text.startswith(own) for own, text in zip(*texts, strict=True)), "the other's encoder-decoder counts the prompt's tokens too"
+    assert len(set(texts[0])) > 1
+    if form == "decoder-only":
+        assert texts[0] == texts[1]
+        long = requests("loglikelihood_rolling", ("".join(LINES) * 2,))
+        assert ours.loglikelihood_rolling(long) == pytest.approx(theirs.loglikelihood_rolling(long), abs=1e-3)
+
+
 @pytest.mark.slow
 def test_a_real_model_is_measured_as_by_the_harness_own(tmp_path: Path) -> None:
     """smollm2-135m-instruct: every likelihood, and so every figure, is that of the harness' Hugging Face model."""
@@ -252,8 +313,6 @@ def test_a_real_model_is_measured_as_by_the_harness_own(tmp_path: Path) -> None:
     from minimal_pairs import write
     from real_models import transformers_model
     from transformers import AutoTokenizer
-
-    from triform import hub
 
     place = hub.locate("smollm2-135m-instruct")
     model, tokenizer = hub.load(place)

@@ -169,7 +169,7 @@ def _print_results(results: list[Result], seed: int) -> None:
                 rows.append((found["task"], part, name.replace("_", " "), *told))
     print_table(("task", "part", "figure", "value", "95 % interval", "by", "items"), rows)
     for one in results:
-        setting = ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in one.setting.items())
+        setting = ", ".join(_setting(name, value) for name, value in one.setting.items() if value is not False)
         for note in ([f"{one.name}: {setting}"] if setting else []) + [f"{one.name}: {note}" for note in one.notes]:
             print(note)
         if one.bad:
@@ -190,3 +190,7 @@ def _print_comparisons(compared: list[Comparison]) -> None:
 
 def _figure(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def _setting(name: str, value: Any) -> str:
+    return name if value is True else f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"

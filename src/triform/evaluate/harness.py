@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def harness(judged: Judged, names: Sequence[str], settings: Settings) -> list[Re
 
     model = HarnessModel(judged, chat=settings.chat, seed=settings.seed, on_progress=settings.on_progress)
     with _quiet():
-        manager, tasks = _load(names)
+        manager, tasks = _load(names, settings.allow_code)
         found = lm_eval.simple_evaluate(
             model, tasks=tasks, task_manager=manager, num_fewshot=settings.shots, limit=settings.limit, log_samples=True,
             bootstrap_iters=_RESAMPLES, apply_chat_template=settings.chat, fewshot_as_multiturn=settings.chat,
@@ -61,8 +62,10 @@ def harness(judged: Judged, names: Sequence[str], settings: Settings) -> list[Re
     return results(found, settings)
 
 
-def _load(names: Sequence[str]) -> tuple[Any, list[Any]]:
+def _load(names: Sequence[str], allow_code: bool) -> tuple[Any, list[Any]]:
     """The harness' manager of tasks, and the tasks and groups with their data."""
+    if allow_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # its metrics that run programs ask for it
     files = {name: Path(name) for name in names if Path(name).suffix in (".yaml", ".yml")}
     for file in files.values():
         if not file.is_file():
@@ -80,6 +83,9 @@ def _load(names: Sequence[str]) -> tuple[Any, list[Any]]:
         except Exception as error:  # whatever tasks, datasets and the hub raise
             told = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(f"{name}: lm-evaluation-harness cannot load it: {told}") from error
+        for key, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False) and not allow_code:
+                raise ValueError(f"{key} runs programs that the model wrote, and by the harness' own means; allow it by --allow-code")
         within = {child for children in loaded["group_map"].values() for child in children}
         tasks += [one for key, one in {**loaded["groups"], **loaded["tasks"]}.items() if key not in within]
     return manager, tasks
