@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from triform import config, hub
@@ -143,6 +145,24 @@ WHOLE = encoded(picture(0, 9, 9))
 def test_what_is_no_picture_is_told(bad: bytes) -> None:
     with pytest.raises(ValueError, match=r"^picture 2: no picture that can be read \(.+\)$"):
         classify_pictures(classifier(), [encoded(picture(0, 9, 9)), bad])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"]), st.data())
+def test_damaged_pictures_are_read_or_refused(kind: str, data: st.DataObject) -> None:
+    damaged = bytearray(encoded(picture(4, 24, 18), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    said = ""
+    try:
+        pixels = PictureFormat(size=16).read(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]), 10_000)
+    except ValueError as error:
+        said = str(error)
+    if said:
+        assert said.startswith(("no picture that can be read", "a picture of "))
+        assert "\n" not in said
+    else:
+        assert pixels.shape == (3, 16, 16)
 
 
 def test_a_picture_that_unfolds_is_not_decoded() -> None:
