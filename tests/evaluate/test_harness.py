@@ -144,6 +144,7 @@ def test_tasks_are_measured_with_our_intervals(tmp_path: Path) -> None:
     assert found["method"] == "Wilson"
     assert 0 < found["value"] < 1
     assert shown
+    assert result.setting == {"shots": 0, "version": 1.0, "chat": False, "window": 2048}
     (other,) = harness(judged(seed=3), [str(choices(tmp_path))], Settings())
     assert compare_results(result, other).differences["acc"].test == "McNemar"
     (fewer,) = harness(judged(), [str(choices(tmp_path))], Settings(limit=3))
@@ -280,6 +281,7 @@ def transformers_pair(form: str, folder: Path) -> tuple[Any, Judged]:
     theirs = HFLM(model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4, max_length=64)
     loaded, own = hub.load(folder)
     assert own is not None
+    own.length = 64
     return theirs, Judged(loaded, own)
 
 

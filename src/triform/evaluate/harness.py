@@ -59,7 +59,7 @@ def harness(judged: Judged, names: Sequence[str], settings: Settings) -> list[Re
             bootstrap_iters=_RESAMPLES, apply_chat_template=settings.chat, fewshot_as_multiturn=settings.chat,
             confirm_run_unsafe_code=settings.allow_code,
         )  # fmt: skip
-    return results(found, settings)
+    return results(found, settings.chat, model.longest)
 
 
 def _load(names: Sequence[str], allow_code: bool) -> tuple[Any, list[Any]]:
@@ -114,14 +114,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def results(found: Mapping[str, Any], settings: Settings) -> list[Result]:
-    """What `lm_eval.simple_evaluate` found, with the samples of each task."""
+def results(found: Mapping[str, Any], chat: bool, window: int) -> list[Result]:
+    """What `lm_eval.simple_evaluate` found, with the samples of each task. window: tokens that the model read at a time."""
     parts = {group: _leaves(found["group_subtasks"], group) for group in found.get("group_subtasks", {})}
     grouped = {name for own in parts.values() for name in own}
     within = {name for own in found.get("group_subtasks", {}).values() for name in own}
     groups = {group: own for group, own in parts.items() if own and group not in within}
     alone = {name: [name] for name in found["samples"] if name not in grouped}
-    return [_result(name, own, found, settings) for name, own in {**groups, **alone}.items()]
+    return [_result(name, own, found, {"chat": chat, "window": window}) for name, own in {**groups, **alone}.items()]
 
 
 def _leaves(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:
@@ -132,7 +132,7 @@ def _leaves(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _result(name: str, tasks: Sequence[str], found: Mapping[str, Any], settings: Settings) -> Result:
+def _result(name: str, tasks: Sequence[str], found: Mapping[str, Any], setting: Mapping[str, Any]) -> Result:
     metrics: list[Metric] = []
     own = [_metrics(task, found) for task in tasks]
     if len(tasks) == 1:
@@ -148,7 +148,7 @@ def _result(name: str, tasks: Sequence[str], found: Mapping[str, Any], settings:
     if not metrics:
         raise ValueError(f"{name}: its tasks have no figure in common; ask for them one by one ({', '.join(tasks[:5])}, …)")
     shots = sorted({found["n-shot"].get(task, 0) for task in tasks})
-    setting = {"shots": shots[0] if len(shots) == 1 else shots, "version": found["versions"].get(tasks[0]), "chat": settings.chat}
+    setting = {"shots": shots[0] if len(shots) == 1 else shots, "version": found["versions"].get(tasks[0]), **setting}
     counts = [len(_documents(found["samples"][task])) for task in tasks]
     groups = [task for task, count in zip(tasks, counts, strict=True) for _ in range(count)]
     items = [{"task": group, **_item(sample)} for group, sample in zip(groups, samples, strict=True)]

@@ -42,7 +42,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         self.net: Transformer = language_model(judged.model)
 
     @property
-    def _longest(self) -> int:
+    def longest(self) -> int:
+        """The most tokens that are read at a time."""
         return limit_of(self.net, self.judged.tokenizer) or _LONGEST
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -60,7 +61,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         start = beginning(tokenizer)
         rows, owners = [], []
         for number, ids in enumerate(tokenizer.encode_batch(texts, plain=True)):
-            own = windows(ids, self._longest, self._longest, start)
+            own = windows(ids, self.longest, self.longest, start)
             rows += own
             owners += [number] * len(own)
         sums = [0.0] * len(texts)
@@ -88,11 +89,11 @@ class HarnessModel(LM):  # type: ignore[misc]
         sampling = sampling_of(settings, self.seed * _SEEDS + number)
         ids = tokenizer.encode(context, plain=not self.chat)
         if self.net.encoder is not None:
-            return Request(ids=source(tokenizer, ids, self._longest), sampling=sampling)
+            return Request(ids=source(tokenizer, ids, self.longest), sampling=sampling)
         before = [] if self.chat else opening(tokenizer) if ids else beginning(tokenizer)
-        room = self._longest - len(before) - sampling.max_new_tokens
+        room = self.longest - len(before) - sampling.max_new_tokens
         if room < 1:
-            raise ValueError(f"max_gen_toks: expected fewer than the {self._longest:,} tokens that the model reads, "
+            raise ValueError(f"max_gen_toks: expected fewer than the {self.longest:,} tokens that the model reads, "
                              f"got {sampling.max_new_tokens:,}; lower it")  # fmt: skip
         return Request(ids=[*before, *ids[-room:]], sampling=sampling)
 
