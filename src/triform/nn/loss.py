@@ -30,10 +30,10 @@ def chunk_rows(vocab_size: int) -> int:
 def joined_rows(model_width: int, size: int) -> int:
     """How many tokens' gradients by the logits, of `size` bytes a number, are kept to be multiplied with the states at once.
 
-    Each such product passes over the gradient of the whole matrix, and with few tokens it is slow: at least 512, and where sums
-    have to be wider than the products, as many as take 1.5 times what that gradient takes.
+    Each such product passes over the gradient of the whole matrix: 256 tokens are enough for that to be a small part of the work.
+    Where sums have to be wider than the products they cost more, and so as many tokens as take 1.5 times what that gradient takes.
     """
-    return max(512, 6 * model_width // size) if size < 4 else 512
+    return max(512, 6 * model_width // size) if size < 4 else 256
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +23,29 @@ _COPIED = 1 << 16  # numbers of a transposed matrix, which oneDNN copies first, 
 _LEAST = 1 << 20  # multiplications, below which a call of oneDNN's costs more than it saves
 
 
+class _Waiting(NamedTuple):
+    """A table's gradient that is yet to be scaled and widened, and rows to add to it."""
+
+    table: Tensor
+    gradient: Tensor
+    scale: Tensor
+    rows: list[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Products:
     """How products are made.
 
-    onednn: in fp32 by oneDNN. in_place: gradients of tables are added to `.grad` as they come up. narrow: gradients of the layers'
-    weights are left in the dtype of the products, where a weight's `grad_dtype` allows it. layers: linear layers are ours; not where
-    blocks are compiled, as a compiler knows its own.
+    onednn: in fp32 by oneDNN. in_place: gradients of tables are added to `.grad` as they come up, or at `settle`, which must follow
+    the backward pass. narrow: gradients of the layers' weights are left in the dtype of the products, where a weight's `grad_dtype`
+    allows it. layers: linear layers are ours; not where blocks are compiled, as a compiler knows its own.
     """
 
     onednn: bool = False
     in_place: bool = False
     narrow: bool = False
     layers: bool = True
+    _waiting: list[_Waiting] = field(default_factory=list, compare=False)
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         """a (M, K) times b (K, N)."""
@@ -71,13 +81,35 @@ class Products:
         keep = self.narrow and weight.is_leaf and getattr(weight, "grad_dtype", weight.dtype) is None
         return gradient if keep else gradient.to(weight.dtype)
 
-    @staticmethod
-    def gather(table: Tensor, gradient: Tensor, scale: Tensor) -> None:
-        """Add a gradient times a number to a table's, whatever its dtype; the gradient is used up."""
-        if table.grad is None:
-            table.grad = gradient.to(table.dtype).mul_(scale)
-        else:
+    def gather(self, table: Tensor, gradient: Tensor, scale: Tensor) -> None:
+        """Add a gradient times a number to a table's; it is used up, and a narrower one may wait until `settle`."""
+        if table.grad is not None:
             table.grad.add_(gradient, alpha=float(scale))
+        elif gradient.dtype == table.dtype:
+            table.grad = gradient.mul_(scale)
+        else:
+            self._waiting.append(_Waiting(table, gradient, scale, []))
+
+    def gather_rows(self, table: Tensor, ids: Tensor, rows: Tensor) -> None:
+        """Add rows (N, D) to those of a table's gradient with these numbers (N,), at `settle` where others wait."""
+        found = [waiting for waiting in self._waiting if waiting.table is table]
+        if found:
+            found[-1].rows.append((ids, rows))
+            return
+        if table.grad is None:
+            table.grad = torch.zeros_like(table)
+        table.grad.index_add_(0, ids, rows.to(table.dtype))
+
+    def settle(self) -> None:
+        """Add what waits: by the end of a backward pass activations have made room for gradients in full width."""
+        waiting, self._waiting[:] = list(self._waiting), []
+        for table, gradient, scale, rows in waiting:
+            if table.grad is None:
+                table.grad = gradient.to(table.dtype).mul_(scale)
+            else:
+                table.grad.add_(gradient, alpha=float(scale))
+            for ids, more in rows:
+                table.grad.index_add_(0, ids, more.to(table.dtype))
 
 
 def allow_narrow(parameters: Iterable[Tensor]) -> None:
@@ -191,15 +223,14 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, table: Tensor) -> Tensor:
         ctx.save_for_backward(ids, table)
+        ctx.how = chosen()
         return F.embedding(ids, table)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
         ids, table = ctx.saved_tensors
-        if table.grad is None:
-            table.grad = torch.zeros_like(table)
-        table.grad.index_add_(0, ids.flatten(), gradient.reshape(-1, gradient.shape[-1]).to(table.dtype))
+        ctx.how.gather_rows(table, ids.flatten(), gradient.reshape(-1, gradient.shape[-1]))
         return None, None
 
 

@@ -16,7 +16,7 @@ LOGITS = "logits"
 
 def joined_rows(model_width: int, size: int) -> int:
     """Tokens whose gradients by the logits exist at once (see nn.loss)."""
-    return max(512, 6 * model_width // size) if size < 4 else 512
+    return max(512, 6 * model_width // size) if size < 4 else 256
 
 
 def length_of(stack: config.Stack, length: int) -> int:
@@ -365,7 +365,9 @@ def _gathered_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | Non
     (_, _, _), (table, count, width), *_ = node.inputs
     saved = node.saved[1]
     assert isinstance(saved, Storage)
-    tape.gather(table, lambda: Tensor(saved, count, width) if saved.size == count * width else tape.new(count, width))
+    if isinstance(table, Parameter) and table.grad is None and saved.size != count * width:
+        tape.waiting[table] = saved
+    tape.gather(table, lambda: Tensor(saved, count, width))
     first = Node([], [], _scaled_by_loss, 0, node.layer)
     first.inputs, first.saved = [node.inputs[0], *node.inputs[2:]], [node.saved[0]]
     by_hidden, *by_bias = _scaled_by_loss(tape, grad, first)

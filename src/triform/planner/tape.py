@@ -148,6 +148,7 @@ class Tape:
         self.layer, self.working = "", "temporary"
         self.nodes: list[Node] = []
         self.casts: dict[Parameter, Tensor] = {}
+        self.waiting: dict[Parameter, Storage] = {}  # narrow gradients of tables, which are widened after the backward pass
         self._stash: list[Storage] | None = None
         self._replay: list[Storage] | None = None
 
@@ -305,6 +306,11 @@ class Tape:
         loss.node.grad = self.new(loss.count, loss.width)
         del loss
         self.drain()
+        self.ledger.moment = "tables' gradients"
+        while self.waiting:
+            to, _narrow = self.waiting.popitem()
+            if to.grad is None:
+                to.grad = self.new(to.tensor.count, to.tensor.width, "gradients")
 
     def drain(self) -> None:
         """Go back through the operations, the latest first."""
@@ -337,7 +343,7 @@ class Tape:
     def gather(self, to: Node | Parameter | None, make: Callable[[], Tensor]) -> None:
         """A gradient that is added in place as it comes up, or begins there."""
         if isinstance(to, Parameter):
-            if to.grad is None:
+            if to.grad is None and to not in self.waiting:
                 to.grad = make()
                 to.grad.storage.move("gradients")
             to.uses -= 1

@@ -135,6 +135,7 @@ class Steps:
                 extra = recipe.load_balance * loss.auxiliary["load_balance"] + recipe.router_z * loss.auxiliary["router_z"]
                 objective = objective + extra * part
             torch.autograd.backward(objective if self.scaling is None else objective * self.scaling.factor)
+            ways.settle()
             _add(sums, counts, loss)
         return _means(sums, counts, count)
 
