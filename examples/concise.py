@@ -4,8 +4,8 @@
     triform train examples/concise.yaml                  # DPO with an adapter, to runs/concise
     python examples/concise.py measure                   # tokens and sentences of answers to questions that were held out
     python examples/concise.py measure runs/concise/model
-    triform eval smollm2-135m-instruct --tasks perplexity:runs/concise.txt
-    triform eval runs/concise/model --tasks perplexity:runs/concise.txt
+    triform eval smollm2-135m-instruct --tasks perplexity=runs/concise.txt
+    triform eval runs/concise/model --tasks perplexity=runs/concise.txt
 
 The questions are the English ones of the catalogue's small talk. The better of two answers is the first sentence of what the model
 itself says, and the worse one all of it, so that the pair tells nothing but to stop there. The last HELD questions are in no pair.
