@@ -285,6 +285,7 @@ def transformers_pair(form: str, folder: Path) -> tuple[Any, Judged]:
     return theirs, Judged(loaded, own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["decoder-only", "encoder-decoder"])
 def test_answers_are_those_of_the_harness_own_model(form: str, tmp_path: Path) -> None:
     theirs, own = transformers_pair(form, tmp_path)
