@@ -216,6 +216,12 @@ def test_the_command_judges_files(folders: dict[str, str], capsys: pytest.Captur
     assert {line.split("\t")[0] for line in lines} <= set(TEXTS)
 
 
+def test_other_commands_say_what_fits(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for command, text in (("embed", "a"), ("generate", "a"), ("fill", "[MASK]")):
+        assert run([command, folders["seer"], text]) == 2
+        assert "`triform classify` fits it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

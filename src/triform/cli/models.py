@@ -33,6 +33,10 @@ def open_model(model: str | Path, precision: Precision | None = None) -> tuple[A
 
             found, tokenizer = load_prepared(place, precision)
     if tokenizer is None:
+        from triform.generate import use_of
+
+        if use_of(found.config) == "see":
+            raise ValueError(f"{place}: expected a model of texts, and this one judges pictures; `triform classify` fits it")
         raise ValueError(f"{place}: expected the model's tokenizer.json beside it, found none; put it there")
     return found, tokenizer
 

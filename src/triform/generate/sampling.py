@@ -66,8 +66,8 @@ class Beams:
         if self.num_beams % self.num_beam_groups:
             raise ValueError(f"num_beam_groups: expected a divisor of num_beams, {self.num_beams}, got {self.num_beam_groups}")
         if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
-            wanted = "above 0, or all groups say the same" if self.num_beam_groups > 1 else "0 without num_beam_groups above 1"
-            raise ValueError(f"diversity_penalty: expected a number {wanted}, got {self.diversity_penalty}")
+            wanted = "above 0 with groups, which would else say the same," if self.num_beam_groups > 1 else "of 0 without num_beam_groups,"
+            raise ValueError(f"diversity_penalty: expected a number {wanted} got {self.diversity_penalty}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -313,18 +313,17 @@ def open_model(place: str, name: str | None = None, *, dtype: Precision = "auto"
     model, tokenizer = hub.load(path)
     name = name or name_of(place, path)
     use = generate.use_of(model.config)
-    if use == "see" and not isinstance(model.config, config.DualEncoder):
-        return Viewer(name, model, None, hub.task(path), generate.PictureFormat.open(model.config, path))
-    if tokenizer is None:
-        raise ValueError(f"{path}: expected the model's tokenizer beside it, found none; put tokenizer.json there")
-    if use == "see":
-        return Viewer(name, model, tokenizer, hub.task(path), generate.PictureFormat.open(model.config, path))
-    if use == "generate":
-        model = prepare(model, dtype, blocks_of(path))
-        return Writer(name, model, tokenizer, Engine(model, tokenizer, queue=queue, **engine))
     if use not in _PLACES:
         head = getattr(model.config, "head", None)
         raise ValueError(f"{path}: this {model.config.form} model with the head {type(head).__name__} cannot be served")
+    if tokenizer is None and (use != "see" or isinstance(model.config, config.DualEncoder)):
+        raise ValueError(f"{path}: expected the model's tokenizer beside it, found none; put tokenizer.json there")
+    if use == "see":
+        return Viewer(name, model, tokenizer, hub.task(path), PictureFormat.open(model.config, path))
+    assert tokenizer is not None
+    if use == "generate":
+        model = prepare(model, dtype, blocks_of(path))
+        return Writer(name, model, tokenizer, Engine(model, tokenizer, queue=queue, **engine))
     return Judge(name, model, tokenizer, hub.task(path) if path.is_dir() else {}, queue=32 * queue)
 
 
