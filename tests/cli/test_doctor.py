@@ -42,9 +42,9 @@ def test_errors_end_with_1_and_mistakes_with_2(recipe: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "✗  learning rate" in out
     assert "→ set train.rate=" in out
-    assert out.endswith("1 errors in tiny.yaml\n")
+    assert out.endswith("1 error in tiny.yaml\n")
     assert run(["doctor", "tiny.yaml", "train.warmup=9"]) == 0
-    assert capsys.readouterr().out.endswith("1 warnings in tiny.yaml\n")
+    assert capsys.readouterr().out.endswith("1 warning in tiny.yaml\n")
     for words, says in (
         (["tiny.yaml", "train.raet=3"], "train.raet"),
         (["nowhere.yaml"], "expected a recipe file, found none"),

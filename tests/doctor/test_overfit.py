@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 import torch
 from recipes import plain, write_data
 
+from triform.doctor.findings import Examination, Finding
 from triform.doctor.loss import check_loss
 from triform.doctor.overfit import STEPS, check_overfit, few, fit, lowest_loss
 from triform.doctor.subject import Subject
@@ -139,6 +141,12 @@ def test_the_loss_of_a_model_that_begins_from_another(folder: Path, tmp_path: Pa
     (found,) = check_loss(subject, trainer)
     assert found.severity == "error"
     assert "did not arrive" in found.advice
+
+
+def test_numbers_that_are_none_are_told_in_json() -> None:
+    found = Finding("loss", "error", "it is nan", figures={"loss": math.nan, "tried": [{"after": math.inf}, 1.5]})
+    told = Examination("recipe", "a.yaml", (found,)).to_dict()
+    assert json.loads(json.dumps(told, allow_nan=False))["findings"][0]["figures"] == {"loss": "nan", "tried": [{"after": "inf"}, 1.5]}
 
 
 def test_a_loss_that_is_no_number_or_too_good(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,7 @@ def _print(found: Examination) -> None:
             said.append(f"\n→ {each.advice}", style="bold")
         table.add_row(Text(mark, style=style), Text(each.check, style=style), said)
     console.print(table)
-    counts = [f"{count:,} {name}" for name, count in (("errors", found.count("error")), ("warnings", found.count("warning"))) if count]
+    tally = (("error", found.count("error")), ("warning", found.count("warning")))
+    counts = [f"{count:,} {name}{'' if count == 1 else 's'}" for name, count in tally if count]
     verdict = f"{' and '.join(counts)} in {found.name}" if counts else f"nothing wrong found in {found.name}"
     console.print(Text(verdict, style="red" if found.count("error") else "yellow" if counts else "green"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -49,7 +50,17 @@ class Examination:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         counts: dict[str, int] = {severity: self.count(severity) for severity in SEVERITIES}
-        return {"kind": self.kind, "name": self.name, **counts, "findings": [asdict(found) for found in self.findings]}
+        found: dict[str, Any] = _plain({"findings": [asdict(found) for found in self.findings]})
+        return {"kind": self.kind, "name": self.name, **counts, **found}
+
+
+def _plain(value: Any) -> Any:
+    """Plain data that JSON knows: a number that is none is its name."""
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def graded(value: float, warning: float, error: float | None = None) -> Severity:

@@ -36,7 +36,7 @@ def check_loss(subject: Subject, trainer: Trainer) -> Iterator[Finding]:
     figures = {"loss": found, "knowing_nothing": uniform}
     if not math.isfinite(found):
         advice = "look for weights that are no numbers (`triform doctor MODEL`), and for a precision too narrow"
-        yield Finding("loss at step 0", "error", f"it is {found}", advice, {"loss": str(found)})
+        yield Finding("loss at step 0", "error", f"it is {found}", advice, {"loss": found})
         return
     if subject.recipe.train.start is not None:
         yield from _against_base(subject, hub.Checkpoint.open(subject.recipe.train.start), batches, figures)

@@ -148,7 +148,9 @@ def _told(tried: list[Fit], examples: int) -> Finding:
     figures: dict[str, Any] = {"tried": [{**vars(one), "learnt": one.learnt} for one in tried]}
     went = f"from {own.before:.3f} to {own.after:.3f} nats in {own.steps} steps on {examples} examples"
     if own.learnt:
-        return Finding("overfit", "fine", f"the loss falls {went}", figures=figures)
+        floor = own.goal - NEAR_ZERO
+        lowest = f", where no model can come below {floor:.3f}" if 0.01 <= floor < own.after else ""
+        return Finding("overfit", "fine", f"the loss falls {went}{lowest}", figures=figures)
     if last.learnt:
         what = "low" if last.rate > own.rate else "high"
         advice = f"train.rate={own.rate:g} is too {what}: with {last.rate:g} the loss falls to {last.after:.3f} in {last.steps} steps"
