@@ -15,6 +15,7 @@ from triform.doctor.findings import Finding
 from triform.text import train_tokenizer
 from triform.text.templates import TEMPLATES
 from triform.train import read_recipe, run
+from triform.train.rollouts import Rollouts
 
 KINDS = ["Instruction", "InstructionPairs", "DPO", "IPO", "KTO", "RewardModel", "PPO", "GRPO", "TokenClassification", "QuestionAnswering",
          "SentenceEmbedding"]  # fmt: skip
@@ -141,6 +142,17 @@ def test_rewards_that_are_all_alike_teach_nothing(folder: Path) -> None:
     found = examined(recipe)["first answers"]
     assert (found.severity, found.figures["alike_share"]) == ("error", 1.0)
     assert "partial reward" in found.advice
+
+
+@pytest.mark.parametrize(("ended", "severity"), [(0.1, "warning"), (0.9, "fine")])
+def test_answers_that_are_cut_off(ended: float, severity: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Rollouts, number: int) -> None:
+        self.policy.memory["figures"] = {"reward": 0.5, "alike_share": 0.2, "ended_share": ended}
+
+    monkeypatch.setattr(Rollouts, "step", step)
+    found = examined(made("GRPO", folder))
+    assert found["first answers"].severity == "fine"
+    assert ("length of answers" in found) == (severity == "warning")
 
 
 def test_training_on_conversations_warns_first(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,6 +179,7 @@ SICK: list[tuple[str, str, Change, str]] = [
     ("chat template", "error", text("chat_template.jinja", "{{ bos_token }}" + CHATML), "[BOS] twice"),
     ("chat template", "warning", setting("tokenizer_config.json", chat_template="{{ messages }}"), "different templates"),
     ("length", "warning", setting("tokenizer_config.json", model_max_length=4096), "learned 64 positions"),
+    ("a pass", "error", weight("q_proj.weight", _spoilt(float("nan"))), "is not all numbers"),
     ("a pass", "warning", _untrained, "knowing nothing is"),
 ]
 

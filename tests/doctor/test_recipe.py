@@ -149,7 +149,11 @@ def test_only_the_first_rows_are_read_where_asked(folder: Path) -> None:
     assert "steps" not in found  # nobody counted the rows
 
 
-def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _slow(plan: Any) -> Any:
+    return replace(plan, time=replace(plan.time, expected_seconds=7200.0))
+
+
+def test_memory_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from triform.doctor import recipe as examining
     from triform.train.outlook import outlook
 
@@ -163,6 +167,8 @@ def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for room, severity in ((1.05, "warning"), (0.5, "error"), (2.0, "fine")):
         monkeypatch.setattr(examining, "outlook", tight(room))
         assert examined(healthy("Causal", folder))["memory"].severity == severity
+    monkeypatch.setattr(examining, "outlook", lambda *args: _slow(outlook(*args)))
+    assert examined(healthy("Causal", folder))["time"].severity == "note"
     monkeypatch.setattr(examining, "outlook", tight(0.5))
     monkeypatch.setattr(examining, "total_memory", lambda device: 1)
     assert "loss at step 0" not in examined(healthy("Causal", folder))  # a model that does not fit is not built

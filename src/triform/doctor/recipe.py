@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Examiner:
 
     def _data(self, subject: Subject, train: Part, validation: Part, folder: Path) -> Iterator[Finding]:
         """What the rows tell."""
-        compared = lambda done, total: self.report("comparing texts", done, total)  # noqa: E731
+        compared = partial(self.report, "comparing texts")
         yield from rows.check_duplicates(train, bool(subject.recipe.data.transform))
         yield from rows.check_classes(subject, train, validation)
         yield from rows.check_overlap(train, validation, compared)
@@ -111,7 +112,7 @@ class Examiner:
         self.report("the first loss", 0, 0)
         yield from check_loss(subject, trainer)
         if self.overfit:
-            yield check_overfit(subject, trainer, lambda done, total: self.report("learning ten examples", done, total))
+            yield check_overfit(subject, trainer, partial(self.report, "learning ten examples"))
 
 
 def examine_recipe(recipe: Recipe, name: str = "recipe", *, against: Sequence[str] = (), overfit: bool = False) -> Examination:
