@@ -219,7 +219,7 @@ def test_an_encoder_reads_a_source_once() -> None:
     tickets = [stepped.submit(asked(2, 20, 6 + n, "both")) for n in range(3)]
     encoded: list[int] = []
     encode = stepped.batch.runner.encode
-    stepped.batch.runner.encode = lambda sources: (encoded.append(len(sources)), encode(sources))  # type: ignore[assignment, misc, func-returns-value]
+    stepped.batch.runner.encode = lambda sources, *more: (encoded.append(len(sources)), encode(sources, *more))  # type: ignore[assignment, misc, func-returns-value]
     stepped.finish()
     assert encoded == [1]
     assert [ticket.run.ids for ticket in tickets] == [alone(model_of("both"), ticket.request) for ticket in tickets]
