@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from triform import config, hub
-from triform.nn.adapter import adapter_parts, add_adapter
+from triform.nn.adapter import adapter_parts, add_adapter, build_quantized
 
 NAME = "base_model.model.decoder.layers.0.attention.body.query"
 
@@ -121,3 +121,15 @@ def test_an_adapter_takes_the_place_of_a_model_and_a_model_of_an_adapter(base: P
     hub.save_adapter(other, None, adapter, base)
     assert not (adapter / "model.safetensors").exists()
     assert hub.read_spec(adapter) == hub.read_spec(base)
+
+
+def test_a_base_comes_into_4_bits_a_matrix_at_a_time(base: Path) -> None:
+    whole = hub.load(base)[0]
+    model = build_quantized(whole.config, seed=0)
+    hub.Checkpoint.open(base).begin(model)
+    add_adapter(whole, config.Adapter(rank=1, quantize="nf4"), seed=0)
+    add_adapter(model, config.Adapter(rank=1, quantize="nf4"), seed=0)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    expected = whole.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

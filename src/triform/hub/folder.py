@@ -23,7 +23,7 @@ from .family import Family
 from .fields import Fields, read_json
 from .files import WeightFiles
 from .names import locate
-from .public import OWN, Module, Source, weights
+from .public import OWN, Module, Places, Source, weights
 from .rules import listed
 from .sentence import longest, with_head
 from .spec import ADAPTER, base_of, is_adapter
@@ -136,16 +136,17 @@ class Checkpoint:
         try:
             source = self._meta()[1]
             source.check()
-            targets = {n: t for n, t in weights(model).items() if not n.startswith(skipped)}
+            places = Places(model)
+            wanted = {n: places.shape(n) for n in places if not n.startswith(skipped)}
             held = {n: shape for n, shape in source.shapes.items() if not n.startswith(skipped)}
-            if missing := targets.keys() - held.keys():
+            if missing := wanted.keys() - held.keys():
                 raise ValueError(f"the checkpoint lacks {listed(missing)}, which the model has")
-            if extra := held.keys() - targets.keys():
+            if extra := held.keys() - wanted.keys():
                 raise ValueError(f"the checkpoint has {listed(extra)}, which the model has not")
-            for name, target in targets.items():
-                if target.shape != held[name]:
-                    raise ValueError(f"{name} is {tuple(held[name])} in the checkpoint, and {tuple(target.shape)} in the model")
-            source.fill(targets)
+            for name, shape in wanted.items():
+                if shape != held[name]:
+                    raise ValueError(f"{name} is {tuple(held[name])} in the checkpoint, and {tuple(shape)} in the model")
+            source.fill(places, wanted)
         except ValueError as error:
             raise _named(self.path, error) from None
 

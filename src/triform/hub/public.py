@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Size, Tensor
 
 from triform.nn import DualEncoder, Transformer
+from triform.nn.nf4 import NF4Linear
 
 from .family import Family
 from .files import WeightFiles
@@ -24,6 +25,37 @@ OWN = Family(name="Triform", table=())
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, each shared one under its first name only."""
     return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+class Places(Mapping[str, Tensor]):
+    """Where the weights of a model go, by name: into their own memory, or, of a layer in 4 bits, where they are to be rounded from."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._packed = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, NF4Linear)}
+        inside = {f"{name.removesuffix('.weight')}.{part}" for name in self._packed for part, _ in self._packed[name].named_buffers()}
+        self._own = {name: tensor for name, tensor in weights(model).items() if name not in inside}
+        self._open: dict[str, Tensor] = {}
+
+    def shape(self, name: str) -> Size:
+        """A weight's shape."""
+        return Size((self._packed[name].out_features, self._packed[name].in_features)) if name in self._packed else self._own[name].shape
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Keep what was filled in."""
+        for name in names:
+            if name in self._open:
+                self._packed[name].store(self._open.pop(name))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._packed:
+            return self._own[name]
+        return self._open.setdefault(name, torch.empty(self.shape(name), device=self._packed[name].codes.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._packed, *self._own))
+
+    def __len__(self) -> int:
+        return len(self._packed) + len(self._own)
 
 
 def matches(family: Family, shapes: Mapping[str, Size]) -> list[Match]:
@@ -118,11 +150,13 @@ class Source:
                 )
 
     @torch.no_grad()
-    def fill(self, targets: Mapping[str, Tensor]) -> None:
-        """Copy into those of our weights that are given, one at a time; each belongs to them whole or not at all."""
+    def fill(self, targets: Mapping[str, Tensor], only: Collection[str] | None = None) -> None:
+        """Copy into those of our weights that are given (and in `only`), one at a time; each belongs to them whole or not at all."""
         for found in self.found:
-            if found.ours[0] in targets:
+            if found.ours[0] in (targets if only is None else only):
                 self._move(found, [targets[n] for n in found.ours])
+                if isinstance(targets, Places):
+                    targets.settle(found.ours)
                 if isinstance(self.stored, WeightFiles):
                     for name in found.theirs:
                         self.stored.release(self.names[name])

@@ -27,6 +27,8 @@ from triform.kernels import PackedLinear, unpack
 from .dropout import Dropout
 from .feedforward import Experts
 from .heads import LanguageModel
+from .init import initialize
+from .model import build
 from .nf4 import NF4Linear, quantize_layers, unpack_layers
 
 DEFAULT = "default"
@@ -243,6 +245,17 @@ def add_adapter(
     assert selection is not None
     selection.whole = tuple(whole)
     return tuple(found)
+
+
+def build_quantized(spec: config.Model, *, device: str | torch.device = "cpu", seed: int | None = None) -> Any:
+    """A model whose blocks keep their matrices in 4 bits, which `hub.Checkpoint.begin` fills one at a time; heads have starting weights."""
+    model = build(spec, device="meta")
+    quantize_layers(model)
+    model.to_empty(device=device)
+    for head in (getattr(model, "head", None), getattr(model, "sentence_head", None)):
+        if head is not None:
+            initialize(head, model.config.init, seed)
+    return model
 
 
 def attach(model: nn.Module, specs: Mapping[str, config.Adapter], *, name: str = DEFAULT, trainable: bool = True) -> dict[str, LowRank]:

@@ -20,6 +20,7 @@ from .products import Products, chosen, narrowed
 
 BLOCK = 64  # numbers that share a scale
 GROUP = 256  # scales that share one
+_PARTS = ("codes", "scales", "ranges", "mean")
 _STEP = 1 << 20  # numbers that are rounded at once
 # Quantiles of the normal distribution at the middle of 8 equal shares below and 9 above zero, zero among both, divided by
 # the largest (appendix E).
@@ -95,12 +96,21 @@ class NF4Linear(nn.Module):
     ranges: Tensor
     mean: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, outputs: int, inputs: int, bias: Tensor | None = None) -> None:
+        """A layer whose matrix is still to be stored."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        for name, tensor in zip(("codes", "scales", "ranges", "mean"), quantize(weight), strict=True):
-            self.register_buffer(name, tensor)
+        self.out_features, self.in_features = outputs, inputs
+        for name in _PARTS:
+            self.register_buffer(name, torch.empty(0))
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @torch.no_grad()
+    def store(self, weight: Tensor) -> NF4Linear:
+        """Keep a matrix (M, K), rounded."""
+        assert weight.shape == (self.out_features, self.in_features)
+        for name, tensor in zip(_PARTS, quantize(weight), strict=True):
+            setattr(self, name, tensor)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         """The numbers of the blocks keep their types; `to` moves them to a device."""
@@ -140,13 +150,14 @@ class NF4Linear(nn.Module):
 def quantize_layers(model: nn.Module) -> int:
     """Exchange the linear layers of a model's blocks for such in 4 bits, one at a time and in place; returns how many.
 
-    Experts stay as they are, and so do routers, the token tables and the heads.
+    Experts stay as they are, and so do routers, the token tables and the heads. Those of a model on meta still await their matrices.
     """
     names = [name for name, module in model.named_modules()
              if type(module) is nn.Linear and ".layers." in name and not name.endswith(".router")]  # fmt: skip
     for name in names:
         layer: Any = model.get_submodule(name)
-        _put(model, name, NF4Linear(layer.weight, layer.bias))
+        place = NF4Linear(layer.out_features, layer.in_features, layer.bias)
+        _put(model, name, place if layer.weight.is_meta else place.store(layer.weight))
     return len(names)
 
 

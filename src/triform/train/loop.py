@@ -21,6 +21,7 @@ import torch
 from triform import config, hub
 from triform.data.shards import fingerprint
 from triform.nn import Transformer, add_adapter, build
+from triform.nn.adapter import build_quantized
 from triform.objectives import Batch, Objective
 from triform.objectives.on_policy import OnPolicyObjective
 from triform.planner.machine import matmul_peak, total_memory
@@ -105,8 +106,9 @@ class Trainer(Steps):
         for name, value in facts.items():
             if saved and saved[name] != value:
                 raise ValueError(f"{folder}: the {name} is not the one this run began with; change it back, or start a new one with --out")
-        self.model = build(self.spec, device=self.device, seed=self.settings.seed)
         adapter = self.settings.adapter
+        make = build if adapter is None or adapter.quantize is None else build_quantized
+        self.model = make(self.spec, device=self.device, seed=self.settings.seed)
         answers = isinstance(self.objective, OnPolicyObjective)
         refers = isinstance(self.objective, OnPolicyObjective) and self.objective.needs_reference
         if start is not None and (newest is None or refers or adapter is not None):
