@@ -67,7 +67,8 @@ def test_the_loss_and_its_gradient_are_those_of_trl(loss: Any, tmp_path: Path) -
     their_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     settings = trl.GRPOConfig(
-        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to="none", loss_type=loss, beta=0.2, epsilon=0.1, epsilon_high=0.25,
+        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to="none",
+        loss_type=loss, beta=0.2, epsilon=0.1, epsilon_high=0.25,
         temperature=0.8, max_completion_length=LONGEST, num_generations=2, per_device_train_batch_size=6, gradient_accumulation_steps=1,
         gradient_checkpointing=False, use_bias_correction_kl=False,  # the KL term as in the paper
     )  # fmt: skip
