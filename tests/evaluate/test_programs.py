@@ -64,6 +64,8 @@ def writing(monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[Any]:
         ("assert sorted([2, 1]) == [1, 2]", "passed"),
         ("print('x' * 10**6)\nopen('a.txt', 'w').write('a')\nassert open('a.txt').read() == 'a'", "passed"),
         ("from dataclasses import dataclass\n@dataclass\nclass A:\n    a: int\nassert A(1) == A(1)", "passed"),
+        ("import asyncio\nasync def one():\n    return 1\nassert asyncio.run(one()) == 1", "passed"),
+        ("import tempfile\nwith tempfile.TemporaryDirectory() as folder:\n    open(folder + '/a', 'w').close()", "passed"),
         ("assert 1 == 2, 'no'", "AssertionError: no"),
         ("def f(:", "SyntaxError: invalid syntax (solution.py, line 1)"),
         ("x = '\ud800'", "UnicodeEncodeError"),
@@ -77,6 +79,7 @@ def writing(monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[Any]:
         ("import os\nos.system('ls')", "PermissionError: os.system is not allowed"),
         ("import os\nos.kill(os.getppid(), 9)", "PermissionError: os.kill is not allowed"),
         ("import socket\nsocket.create_connection(('127.0.0.1', 80))", "PermissionError: socket."),
+        ("import socket\nsocket.socket(socket.AF_UNIX).connect('/var/run/docker.sock')", "PermissionError: "),
         ("import urllib.request\nurllib.request.urlopen('http://localhost')", "PermissionError: urllib.Request is not allowed"),
         ("import ctypes\nctypes.CDLL(None)", "PermissionError: ctypes.dlopen is not allowed"),
         ("open('big', 'wb').write(bytes(2**21))", "OSError: [Errno 27] File too large"),
@@ -96,7 +99,9 @@ def test_nothing_outside_is_changed(tmp_path: Path) -> None:
     kept.write_text("as it was", "utf-8")
     changes = [f"open({str(kept)!r}, 'w')", f"os.open({str(kept)!r}, os.O_WRONLY | os.O_TRUNC)", f"os.remove({str(kept)!r})",
                f"os.rename({str(kept)!r}, 'mine')", f"os.mkdir({str(tmp_path / 'new')!r})", f"shutil.rmtree({str(tmp_path)!r})",
-               f"os.chdir({str(tmp_path)!r}); open('kept', 'w')", f"pathlib.Path({str(kept)!r}).write_text('')"]  # fmt: skip
+               f"os.chdir({str(tmp_path)!r}); open('kept', 'w')",
+               f"os.open('kept', os.O_WRONLY | os.O_TRUNC, dir_fd=os.open({str(tmp_path)!r}, os.O_RDONLY))",
+               f"pathlib.Path({str(kept)!r}).write_text('')"]  # fmt: skip
     outcomes = run_programs([f"import os, shutil, pathlib\n{change}" for change in changes])
     assert [outcome.told.split(":")[0] for outcome in outcomes] == ["PermissionError"] * len(changes)
     assert kept.read_text("utf-8") == "as it was"

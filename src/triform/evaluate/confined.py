@@ -22,6 +22,7 @@ except ImportError:  # Windows, where `sandbox` does not come this far
 
 _FILE_BYTES = 2**20  # of a file that is written
 _FILES = 64  # that are open
+_LOCAL = 1  # the family of sockets within a machine, AF_UNIX
 _TOLD = 300  # characters of what went wrong
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -60,7 +61,7 @@ def confine(folder: str, seconds: int, memory: int) -> None:
 
 
 def _guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    realpath, fspath = os.path.realpath, os.fspath
+    realpath, fspath, isdir = os.path.realpath, os.fspath, os.path.isdir
 
     def inside(path: Any) -> bool:
         found = realpath(os.fsdecode(fspath(path)))
@@ -68,9 +69,15 @@ def _guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, _, flags = arguments
-            if isinstance(flags, int) and flags & _WRITES and not isinstance(path, int) and not inside(path) and path != os.devnull:
+            path, mode, flags = arguments
+            if isinstance(path, int) or not isinstance(flags, int) or path == os.devnull:
+                return
+            if flags & _WRITES and not inside(path):
                 raise PermissionError(f"writing outside the folder is not allowed: {path}")
+            if mode is None and isdir(path) and not inside(path):  # what is opened relative to it would seem to be inside
+                raise PermissionError(f"opening folders outside is not allowed: {path}")
+        elif event == "socket.__new__" and arguments[1] == _LOCAL:  # a pair of them is what event loops wake themselves by
+            return
         elif event.startswith(_REFUSED):
             raise PermissionError(f"{event} is not allowed")
         elif event.startswith(_CHANGES):
