@@ -79,6 +79,24 @@ def test_it_is_kept_and_made_again_where_it_is_gone(begun: Path, data: Path, tmp
     assert run(made, tmp_path / "third", resume=True, report=quiet).finished
 
 
+def test_an_adapters_reference_is_the_frozen_model(begun: Path, data: Path, tmp_path: Path) -> None:
+    """It is asked without the adapter: of a run that goes on, whose adapter has learned, the same as of one that begins."""
+    made, folder = preferring(begun, data, adapter={"rank": 2, "dropout": 0.1}, rate=0.05, warmup=0), tmp_path / "stopped"
+    run(made, tmp_path / "whole", report=quiet)
+    rows = [row for row in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in row]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert abs(rows[-1]["loss"] - math.log(2)) > 1e-3
+    with pytest.raises(Killed):
+        run(made, folder, report=killed_at(3))
+    shutil.rmtree(folder / "reference")
+    assert run(made, folder, resume=True, report=quiet).finished
+    files = [place / "reference" / "train.safetensors" for place in (tmp_path / "whole", folder)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    whole, stopped = (load_file(place / "model" / "adapter_model.safetensors") for place in (tmp_path / "whole", folder))
+    assert whole.keys() == stopped.keys()
+    assert all(np.array_equal(whole[name], stopped[name]) for name in whole)
+
+
 def test_a_damaged_file_is_made_again(begun: Path, data: Path, tmp_path: Path) -> None:
     made, folder = preferring(begun, data), tmp_path / "run"
     with pytest.raises(Killed):
