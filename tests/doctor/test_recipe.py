@@ -95,8 +95,14 @@ def test_a_healthy_recipe_of_every_objective(kind: str, folder: Path) -> None:
         assert [each.line for each in found.values() if each.severity in ("warning", "error")] == []
 
 
+def _thrice(made: dict[str, Any], folder: Path) -> None:
+    made["data"]["source"] = [{"source": made["data"]["source"], "weight": 3}]
+
+
 SICK: list[tuple[str, str, str, list[Change], str, str]] = [
     ("duplicates", "Causal", "warning", [source("again.txt")], "repeat an earlier one", "data.clean"),
+    ("duplicates", "Causal", "note", [_thrice], "as the weights of the sources ask", ""),
+    ("duplicates", "Causal", "warning", [source("again.txt"), put("data.transform", ["sentences"])], "repeat", "data.transform"),
     ("overlap", "Causal", "error", [source("lines.txt", "validation_source")], "100 % of", "validation would measure memory"),
     ("validation", "Causal", "warning", [put("data.validation", 0)], "nothing is held out", "data.validation"),
     ("truncation", "SequenceToSequence", "error", [put("objective.length", 4), put("objective.target_length", 4)], "are cut off", "raise"),

@@ -69,7 +69,7 @@ class Examiner:
     def _data(self, subject: Subject, train: Part, validation: Part, folder: Path) -> Iterator[Finding]:
         """What the rows tell."""
         compared = partial(self.report, "comparing texts")
-        yield from rows.check_duplicates(train, bool(subject.recipe.data.transform))
+        yield from rows.check_duplicates(train, subject.recipe.data)
         yield from rows.check_classes(subject, train, validation)
         yield from rows.check_overlap(train, validation, compared)
         clean = subject.recipe.data.clean

@@ -14,6 +14,7 @@ from triform.data.ngrams import Hashes, ngram_hashes, unit_hashes, units
 from triform.data.rows import BadRows
 from triform.data.sources import open_source
 from triform.objectives import Objective
+from triform.train.recipe import DataRecipe
 
 from .findings import Finding, graded, listed, percent
 from .labels import unknown_finding
@@ -31,17 +32,20 @@ def _key(row: Row) -> bytes:
     return digest(found if found else json.dumps(dict(row), sort_keys=True, default=str))
 
 
-def check_duplicates(part: Part, made: bool = False) -> Iterator[Finding]:
-    """Rows that are there more than once. made: by the recipe's transforms, which come after its cleaning."""
+def check_duplicates(part: Part, data: DataRecipe) -> Iterator[Finding]:
+    """Rows that are there more than once, though the weights of their sources do not ask for it."""
     counts = Counter(map(_key, part.rows))
     again = len(part.rows) - len(counts)
     share = again / max(1, len(part.rows))
-    severity = graded(share, 0.05)
-    help_ = "set data.clean: {filter: null} to keep each once, and {deduplicate: {near: 0.8}} in it for near copies"
-    if made:
-        help_ = "they come of data.transform: short pieces of a text repeat; look at `overlap`, or make longer pieces"
-    advice = "" if severity == "fine" else help_
-    yield Finding("duplicates", severity, f"{percent(share)} of {part.said} repeat an earlier one", advice, {"share": share, "rows": again})
+    says = f"{percent(share)} of {part.said} repeat an earlier one"
+    severity, advice = graded(share, 0.05), ""
+    if severity != "fine" and any(each.weight > 1 for each in data.sources):
+        severity, says = "note", f"{says}, as the weights of the sources ask"
+    elif severity != "fine" and data.transform:
+        advice = "they come of data.transform: short pieces of a text repeat; look at `overlap`, or make longer pieces"
+    elif severity != "fine":
+        advice = "set data.clean: {filter: null} to keep each once, and {deduplicate: {near: 0.8}} in it for near copies"
+    yield Finding("duplicates", severity, says, advice, {"share": share, "rows": again})
 
 
 def check_classes(subject: Subject, train: Part, validation: Part) -> Iterator[Finding]:
