@@ -29,7 +29,7 @@ def evaluate(
     window: Annotated[int | None, typer.Option(help="Perplexity: tokens that are read at a time; at most 1024.")] = None,
     stride: Annotated[int | None, typer.Option(help="Perplexity: a window begins so many tokens after the last; half a window.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Of a written answer; as is usual for the task.")] = None,
-    prompt: Annotated[str, typer.Option(help="Translation, summarisation: what is written around {text}.")] = "{text}",
+    prompt: Annotated[str, typer.Option(help="Translation, summarisation, exact: what is written around {text}.")] = "{text}",
     chat: Annotated[bool, typer.Option("--chat", help="Ask for written answers as turns of a conversation.")] = False,
     samples: Annotated[int, typer.Option(help="humaneval: programs that are written for each problem.")] = 1,
     temperature: Annotated[float | None, typer.Option(help="humaneval: of several samples; as is usual.")] = None,

@@ -35,7 +35,7 @@ class Settings:
         None: as many as the model reads, at most 1,024; half a window.
     max_new_tokens: of a written answer; None: as is usual for the kind.
     chat: questions are turns of a conversation, as the chat template writes them.
-    prompt: of translation and summarisation, what is written around "{text}".
+    prompt: of translation, summarisation and exact, what is written around "{text}".
     samples: of humaneval, programs that are written for each problem.
     temperature: of several samples; None: as is usual for the kind.
     allow_code: programs that the model wrote may be run.
