@@ -170,6 +170,7 @@ def job(command: list[str], folder: str, kills: int, seed: int) -> Report:
             report.wrong = "; ".join(wrong[:5])
             return report
         shutil.rmtree(place)
+    report.kills = dict(counts)  # the last may have come before there was a folder
     return report
 
 
