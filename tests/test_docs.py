@@ -192,6 +192,7 @@ def _defaults(cls: type) -> dict[str, Any]:
         *((f"data.clean.{cls.__name__.lower()}", cls) for cls in (Normalize, Filter, Deduplicate, Overlap)),
         ("tokenizer", TokenizerRecipe),
         ("train", TrainRecipe),
+        ("train.adapter", config.Adapter),
         ("train.guard", Guard),
         ("train.curriculum", Curriculum),
         ("train.samples", SampleRecipe),

@@ -176,7 +176,8 @@ def _flops(steps: Steps, batch: Batch) -> float:
     """FLOPs of a batch's forward and backward pass, padding and recomputation included."""
     target = None if batch.target is None else batch.target.shape[1]
     scored = -(-batch.count // len(batch.inputs))
-    return len(batch.inputs) * flops.training(steps.spec, batch.inputs.shape[1], target, scored, steps.settings.recompute)
+    each = flops.training(steps.spec, batch.inputs.shape[1], target, scored, steps.settings.recompute, steps.settings.adapter)
+    return len(batch.inputs) * each
 
 
 def _rest(trainer: Trainer, seconds: float) -> tuple[float, float]:

@@ -76,7 +76,7 @@ class Steps:
                 self.average.update(step)
         else:
             self.model.zero_grad(set_to_none=True)
-        work = sum(batch_flops(self.spec, batch) for batch in batches)
+        work = sum(batch_flops(self.spec, batch, self.settings.adapter) for batch in batches)
         row = {**losses, "rate": recipe.rate * share, "gradient_norm": norm, "tokens": tokens, "flops": work}
         return row if why is None else row | {"skipped": why}
 
@@ -153,11 +153,13 @@ class Steps:
         return _means(sums, counts, max(1, count))
 
 
-def batch_flops(spec: config.Model, batch: Batch) -> float:
-    """FLOPs of a batch's forward and backward pass, padding included."""
+def batch_flops(spec: config.Model, batch: Batch, adapter: config.Adapter | None = None) -> float:
+    """FLOPs of a batch's forward and backward pass, padding included; with an adapter none are by frozen weights."""
     target = None if batch.target is None else batch.target.shape[1]
     scored = -(-batch.scored // len(batch.inputs))
-    return 3.0 * len(batch.inputs) * flops.forward(spec, batch.inputs.shape[1], target, scored)
+    shape = (spec, batch.inputs.shape[1], target, scored)
+    each = 3 * flops.forward(*shape) if adapter is None else flops.training(*shape, adapter=adapter)
+    return float(len(batch.inputs) * each)
 
 
 def _add(sums: dict[str, float], counts: dict[str, float], loss: Loss) -> None:
