@@ -23,7 +23,7 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16", "q8_0", "q4_0"]
 @app.command(
     epilog="Examples: triform convert runs/storyteller/model storyteller.gguf --to gguf --dtype q8_0  ·  "
     "triform convert smollm2-135m-instruct smollm2 --to hf  ·  "
-    "triform convert smollm2-135m-instruct idioms.gguf --to gguf --merge runs/idioms/model"
+    "triform convert smollm2-135m-instruct merged --to hf --merge runs/idioms/model"
 )
 def convert(
     name: Annotated[str, typer.Argument(metavar="SRC", help=f"{MODEL}.")],
