@@ -38,10 +38,11 @@ LLAMA = [
     "decoder.pattern[0].feed_forward.hidden=2048", "decoder.input.vocab_size=32000", "head.tied=true",
     "decoder.pattern[0].attention.position={kind: Rotary, theta: 10000.0}",
 ]  # fmt: skip
+BERT_HEAD = "head={kind: LanguageModel, transform: gelu, bias: learned, norm: {kind: LayerNorm, eps: 1.0e-12}}"
 MODELS: dict[str, tuple[str, str, list[str]]] = {
     "gpt2": ("GPT-2 124M", "gpt2", []),
     "llama": ("LLaMA shape 100M", "llama-3-8b", LLAMA),
-    "bert": ("BERT-base masked", "bert-base", ["head={kind: LanguageModel, transform: gelu, bias: learned}"]),
+    "bert": ("BERT-base masked", "bert-base", [BERT_HEAD]),
     "t5": ("T5-small", "t5-small", []),
 }
 
