@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triform.data.conversations import conversation, preference
 from triform.data.transform import Transformed, pinyin, register_transform
 
 
@@ -41,3 +42,10 @@ def test_rows_can_be_read_again_and_names_are_checked() -> None:
     with pytest.raises(ValueError, match=r"no transform is named 'pinjin'; there are .*pinyin"):
         texts(["x"], "pinjin")
     assert pinyin("长江ab") == ("chang", "jiang", "a", "b")
+
+
+def test_idioms_are_asked_for_with_a_wrong_answer_beside_the_right_one() -> None:
+    rows = list(Transformed([{"word": "一心一意", "pinyin": "yī xīn yī yì"}], ["idiom-questions"]))
+    assert [conversation(row).messages[1]["content"] for row in rows] == ["yī xīn yī yì"]
+    found = preference(rows[0])
+    assert (found.prompt[0]["content"], found.rejected[0]["content"]) == ("成语“一心一意”怎么读？", "xīn yī yì yī")

