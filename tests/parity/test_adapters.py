@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from parity.cases import CASES, reference
@@ -20,7 +21,7 @@ from parity.compare import TOLERANCE, compare
 from triform import config, hub
 from triform.nn.adapter import add_adapter, linear_layers, merge_adapter, without_adapter
 
-peft = pytest.importorskip("peft")
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 FAMILIES = {
     "bert", "bert-classes", "roberta", "distilbert", "gpt2", "llama-tied-biases", "mixtral", "qwen3", "qwen3-experts", "gemma3", "t5-1.1",
