@@ -21,7 +21,6 @@ from parity.compare import TOLERANCE, compare
 from triform import config, hub
 from triform.nn.adapter import add_adapter, linear_layers, merge_adapter, without_adapter
 
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 FAMILIES = {
     "bert", "bert-classes", "roberta", "distilbert", "gpt2", "llama-tied-biases", "mixtral", "qwen3", "qwen3-experts", "gemma3", "t5-1.1",
