@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import recipes
 import torch
 
 from triform import config
+from triform.objectives.on_policy import longest_rows
 from triform.planner import calibration, machine
 from triform.planner.calibration import Calibration
 from triform.planner.hardware import Card, Fleet
@@ -84,21 +86,25 @@ def test_a_recipe_is_timed_on_its_own_batches(kind: str, data: Path, tmp_path: P
     take = Steps.take
     monkeypatch.setattr(Steps, "take", lambda self, step, batches: taken.append(step) or take(self, step, batches))
     said: list[float] = []
-    found = calibrate(recipe, seconds=4, folder=tmp_path / "run", report=said.append)
+    together = getattr(recipe.objective, "updates", 1)
+    found = calibrate(recipe, seconds=4 * together, folder=tmp_path / "run", report=said.append)
     assert found.steps >= 3
-    assert found.step_seconds == pytest.approx(0.1, rel=1e-6)
+    looks = 1 if kind not in ("PPO", "GRPO") else 2 + 1 / together  # at the clock: of a step, its share in a rollout, and the rollout
+    assert found.step_seconds == pytest.approx(0.1 * looks, rel=1e-6)
+    assert all(after == before + 1 for before, after in pairwise(taken) if after % together)
     assert found.validation_seconds > 0
     assert found.checkpoint_seconds > 0
     assert said[-1] == 1.0
     assert said == sorted(said)
-    # Steps from everywhere in the run: every quarter of it has a fifth of them or more.
+    # Steps from everywhere in the run: every quarter of it has a fifth of them or more, of those in blocks an eighth.
     quarters = [sum(step // 10 == quarter for step in taken) for quarter in range(4)]
-    assert min(quarters) >= len(taken) // 5
+    assert min(quarters) >= len(taken) // (5 if together == 1 else 8)
     trainer = Trainer(recipe, tmp_path / "run", progress=False)  # what was prepared is used again
     setting = setting_of(recipe, trainer.spec)
     assert calibration.recall(trainer.spec, setting) == found
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    assert setting.sequence == recipe.objective.longest()["encoder" if trainer.spec.form != "decoder-only" else "decoder"][1]
+    read = "decoder" if trainer.spec.form == "decoder-only" else "encoder"
+    assert setting.sequence == longest_rows(recipe.objective, trainer.spec.form)[read][1]
 
 
 def test_a_step_of_the_loop_and_of_a_calibration_are_the_same(data: Path, tmp_path: Path) -> None:

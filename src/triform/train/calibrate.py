@@ -56,6 +56,7 @@ class _LanguageModelling:
 class _Classifying:
     """The loss of a classifier, for batches that no objective has made."""
 
+    problem = "single_label_classification"
     metric_names: tuple[str, ...] = ClassificationObjective.metric_names
     loss = ClassificationObjective.loss
 
@@ -106,24 +107,27 @@ def _measure(
     steps: Steps, batches: Callable[[int], Sequence[Batch]], count: int, seconds: float, say: Report, *, trainer: Trainer | None = None
 ) -> Calibration:
     begun, number, warm = time.perf_counter(), 0, 0
+    together = 1 if trainer is None else getattr(trainer.recipe.objective, "updates", 1)
     times: list[float] = []
     sizes: list[tuple[float, int]] = []
     while True:
         passed = time.perf_counter() - begun
-        if passed >= seconds and len(times) >= _LEAST:
+        place = number % together
+        if passed >= seconds and len(times) >= _LEAST and place == 0:
             break
         say(min(1.0, passed / seconds) * (1 - _VALIDATION_SHARE))
-        step, number = _walk(number, count), number + 1
+        step, number = _walk(number, count, together), number + 1
         start = time.perf_counter()
         made = batches(step)
         steps.take(step, made)
         took = time.perf_counter() - start
-        if warm < 2 or (passed < _WARM_UP * seconds and not times):
+        if warm < 2 or (not times and (passed < _WARM_UP * seconds or place)):
             warm += 1
             continue
         times.append(took)
         sizes.append(_size(steps, made))
-    mean, (work, tokens) = _corrected(times, sizes, (_size(steps, batches(_walk(number + i, count))) for i in range(count)), seconds)
+    further = (_size(steps, batches(_walk(number + i, count, together))) for i in range(count))
+    mean, (work, tokens) = _corrected(times, sizes, further, seconds)
     validation, checkpoint = _rest(trainer, seconds * _VALIDATION_SHARE) if trainer is not None else (0.0, 0.0)
     say(1.0)
     return Calibration(
@@ -140,9 +144,13 @@ def _measure(
     )
 
 
-def _walk(number: int, count: int) -> int:
-    """The golden-ratio walk over the steps of a run, which comes everywhere evenly, whenever it ends."""
-    return int(number * _GOLDEN % 1 * count)
+def _walk(number: int, count: int, together: int = 1) -> int:
+    """The golden-ratio walk over the steps of a run, which comes everywhere evenly, whenever it ends.
+
+    Of steps that follow from one another, as those of one rollout do, so many are visited together.
+    """
+    block, place = divmod(number, together)
+    return int(block * _GOLDEN % 1 * max(1, count // together)) * together + place
 
 
 def _corrected(
