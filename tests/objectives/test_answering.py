@@ -82,6 +82,23 @@ def test_any_span_is_found_again(start: int, size: int) -> None:
         assert 0 < first <= last < len(frame)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_padding_costs_nothing(smoothing: float, every_character: Tokenizer, tmp_path: Path) -> None:
+    """A short row costs as much beside a long one as alone, smoothing or not; control: with its padding read, it costs something else."""
+    model = tiny.build(tiny.encoder("rotary", head=config.AnswerSpan())).double()
+    short = {"question": "谁？", "context": LINES[0], "answers": "分久必合"}
+    objective, found = samples(QuestionAnswering(), every_character, [short, row("分久必合")], tmp_path)
+
+    def cost(*chosen: int, mask: bool = True) -> float:
+        made = objective.collate([found[i] for i in chosen], [(0,)] * len(chosen))
+        made.inputs = made.inputs.remainder(tiny.VOCAB)
+        made.mask = made.mask if mask else None
+        return float(objective.loss(model, made, smoothing=smoothing).total.detach())
+
+    assert abs(cost(0, 1) - cost(0) - cost(1)) < 1e-10
+    assert abs(cost(0, 1, mask=False) - cost(0) - cost(1)) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

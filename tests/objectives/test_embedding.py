@@ -53,6 +53,17 @@ def test_a_text_that_comes_twice_is_nothing_to_tell_apart(every_character: Token
     assert loss([once, once | {"positive": LINES[3]}], "other") > 1e-3
 
 
+def test_smoothing_leaves_out_what_is_nothing_to_tell_apart() -> None:
+    """The loss is that without such candidates; control: they count where they are not said to be the same."""
+    generator = torch.Generator().manual_seed(0)
+    anchors, candidates = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (2, 4))
+    same = torch.zeros(2, 4, dtype=torch.bool)
+    found, fewer = (in_batch_loss(anchors, c, same[:, : len(c)], 20.0, 0.1)[0] for c in (candidates, candidates[:2]))
+    same[:, 2:] = True
+    assert abs(float(in_batch_loss(anchors, candidates, same, 20.0, 0.1)[0] - fewer)) < 1e-12
+    assert abs(float(found - fewer)) > 1e-3
+
+
 def test_symmetric_is_the_mean_of_both_directions(every_character: Tokenizer, tmp_path: Path) -> None:
     model = tiny.build(tiny.encoder("rotary", head=config.Embed()))
     rows = [{"anchor": LINES[i], "positive": LINES[i + 1]} for i in (0, 4, 8)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,7 +23,12 @@ from triform.train import TrainRecipe, read_recipe
 from triform.train.batches import Batches
 from triform.train.loop import Trainer
 from triform.train.optimizer import Optimizer, clip_factor, norm_of_gradients, schedule
+from triform.train.rollouts import Rollouts
 
+AMONG_OTHERS = ("Contrastive", "SentenceEmbedding", "KTO")
+"""What a sample costs depends on the others of its micro-batch: on what it is told apart from, or on the divergence measured there."""
+WITHOUT_DROPOUT = ("DPO", "IPO", "SimPO", "KTO", "PPO", "GRPO")
+"""Answers are scored as the reference, or the policy that drew them, scored them."""
 EXPERTS = {"kind": "Experts", "expert": {"kind": "FeedForward", "hidden": 16}, "count": 3, "top_k": 1}
 
 
@@ -51,14 +57,39 @@ def apart(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> floa
     return max(float((left[n] - right[n]).abs().max()) for n in left)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OBJECTIVES if kind != "Contrastive"])
+def collated(made: Trainer, *splits: Sequence[int]) -> list[list[Batch]]:
+    """The samples of the first step, or as many answers of a rollout, in micro-batches of so many.
+
+    The weights are then moved away from those that the reference had, or that drew the answers.
+    """
+    if isinstance(made.train, Rollouts):
+        made.train.step(0)
+        assert made.train.held is not None
+        samples = made.train.held[: made.settings.batch * made.settings.accumulate]
+    else:
+        samples = [made.train.samples[i] for i in made.train.indices(0)]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    seeds = [(0, 0, i) for i in range(len(samples))]
+    ends = [[sum(sizes[:i]) for i in range(len(sizes) + 1)] for sizes in splits]
+    assert all(end[-1] == len(samples) for end in ends)
+    return [[made.objective.collate(samples[i:j], seeds[i:j]) for i, j in pairwise(end)] for end in ends]
+
+
+def smoothed(made: Trainer) -> Trainer:
+    """A trainer with smoothing and z-loss where its objective takes them."""
+    if made.objective.smooths:
+        made.settings = replace(made.settings, smoothing=0.1, z_loss=0.01)
+    return made
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OBJECTIVES if kind not in AMONG_OTHERS])
 def test_micro_batches_add_up_to_one_batch(kind: str, data: Path, tmp_path: Path) -> None:
     """In fp64, where rounding leaves 1e-12, a mean of means would be off by 1e-5, as far as their labels differ in number."""
-    small = trainer(data, tmp_path / "small", kind, batch=2, accumulate=4, smoothing=0.1, z_loss=0.01)
-    chosen = small.train.indices(0)
-    seeds = [(0, 0, i) for i in range(8)]
-    whole = [small.train._collate(chosen, seeds)]
-    parts = [small.train._collate(chosen[i:j], seeds[i:j]) for i, j in ((0, 1), (1, 4), (4, 6), (6, 8))]
+    small = smoothed(trainer(data, tmp_path / "small", kind, batch=2, accumulate=4))
+    whole, parts = collated(small, [8], [1, 3, 2, 2])
     one, four = gradients(small, whole), gradients(small, parts)
     assert one[0] == pytest.approx(four[0], abs=1e-12)
     assert apart(one[1], four[1]) < 1e-12
@@ -67,24 +98,24 @@ def test_micro_batches_add_up_to_one_batch(kind: str, data: Path, tmp_path: Path
     assert apart(one[1], mean) > 1e-5
 
 
-def test_pairs_of_other_micro_batches_are_none_to_tell_apart(data: Path, tmp_path: Path) -> None:
-    """A contrastive step is the mean of its micro-batches, each by its own pairs, and so not that of one large batch."""
-    made = trainer(data, tmp_path / "run", "Contrastive", batch=2, accumulate=2)
-    made.model.float()
-    parts, whole = made.train.step(0), made.train._collate(made.train.indices(0), [(0, 0, i) for i in range(4)])
+@pytest.mark.parametrize("kind", AMONG_OTHERS)
+def test_samples_of_other_micro_batches_are_not_looked_at(kind: str, data: Path, tmp_path: Path) -> None:
+    """A step is the mean of its micro-batches, each by its own samples, to 1e-12 in fp64, and so not that of one large batch."""
+    made = smoothed(trainer(data, tmp_path / "run", kind, batch=3, accumulate=2))
+    whole, parts = collated(made, [6], [2, 4])
     each = [gradients(made, [part])[1] for part in parts]
     found = gradients(made, parts)[1]
-    assert apart(found, {n: (each[0][n] + each[1][n]) / 2 for n in found}) < 5e-6
-    assert apart(found, gradients(made, [whole])[1]) > 1e-4
+    assert apart(found, {n: (2 * each[0][n] + 4 * each[1][n]) / 6 for n in found}) < 1e-12
+    assert apart(found, gradients(made, whole)[1]) > 1e-7
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_recomputing_changes_no_bit_of_a_gradient(kind: str, data: Path, tmp_path: Path) -> None:
-    """With dropout, in fp32; another step's dropout is the control."""
+    """With dropout, in fp32; another step's dropout is the control, or its batches where there is none."""
     made = Trainer(recipe(kind, data), tmp_path / "run", progress=False)
-    batches = made.train.step(3)
+    *_, before, batches = [made.train.step(step) for step in range(4)]
 
-    def found(step: int, recompute: Any) -> dict[str, torch.Tensor]:
+    def found(step: int, recompute: Any, batches: Sequence[Batch] = batches) -> dict[str, torch.Tensor]:
         made.model.zero_grad()
         made.settings = replace(made.settings, recompute=recompute)
         made.gradients(step, batches)
@@ -94,7 +125,8 @@ def test_recomputing_changes_no_bit_of_a_gradient(kind: str, data: Path, tmp_pat
     for how in ("selective", "full"):
         again = found(3, how)
         assert all(torch.equal(plainly[n], again[n]) for n in plainly)
-    assert apart(plainly, found(4, "full")) > 0
+    assert (apart(plainly, found(4, "full")) > 0) == (kind not in WITHOUT_DROPOUT)
+    assert apart(plainly, found(3, "full", before)) > 0
 
 
 def documents_of(batch: Batch) -> list[Batch]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Encoding
 
 from triform import config
@@ -21,7 +20,7 @@ from triform.nn import Layout
 from triform.nn.norm import at_least_float
 from triform.text.framing import pair, windows
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, need, stack_rows, texts_of
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, cross_entropy_among, need, stack_rows, texts_of
 
 
 @spec
@@ -147,14 +146,15 @@ class QuestionAnsweringObjective(Objective):
         """The cross-entropies over a row's tokens of where the answer starts and where it ends; exact: how many have both right."""
         out = model(batch.inputs, batch.mask, layout=batch.layout if _segments(model) else None)
         scores = at_least_float(out.logits).transpose(1, 2)  # (B, 2, T)
-        total = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="sum", label_smoothing=smoothing)
+        own = None if batch.mask is None else batch.mask.repeat_interleave(2, 0)
+        total = cross_entropy_among(scores.flatten(0, 1), batch.labels.flatten(), own, smoothing)
         if z_loss:
             total = total + z_loss * scores.logsumexp(-1).square().sum()
         right = (scores.argmax(-1) == batch.labels).all(-1)
         return Loss(total, {"exact": float(right.sum())}, auxiliary(out), {"exact": float(len(right))})
 
     def uniform_loss(self, model: config.Model, batch: Batch) -> float | None:
-        return math.log(batch.inputs.shape[1])
+        return math.log(batch.inputs.shape[1]) if batch.mask is None else float(batch.mask.sum(1).log().mean())
 
     def check(self, model: config.Model) -> None:
         forms, head = ("encoder-only", "decoder-only"), getattr(model, "head", None)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from triform import config
@@ -203,6 +204,18 @@ def auxiliary(out: Any) -> dict[str, Tensor]:
     if out.aux.load_balance is None:
         return {}
     return {"load_balance": out.aux.load_balance, "router_z": out.aux.router_z}
+
+
+def cross_entropy_among(scores: Tensor, labels: Tensor, possible: Tensor | None, smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of labels (N,) by scores (N, C), summed, where not all of C can be chosen in each row.
+
+    possible (N, C): what can; the other scores are the lowest there are, and smoothing leaves them out too. None: everything can.
+    """
+    if possible is None or not smoothing:
+        return F.cross_entropy(scores, labels, reduction="sum", label_smoothing=smoothing)
+    found = scores.log_softmax(-1)
+    even = found.masked_fill(~possible, 0.0).sum(-1) / possible.sum(-1)
+    return (1 - smoothing) * F.nll_loss(found, labels, reduction="sum") - smoothing * even.sum()
 
 
 @torch.no_grad()

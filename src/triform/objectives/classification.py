@@ -132,7 +132,7 @@ class ClassificationObjective(Objective):
             error = logits - labels
             return Loss(error.square().sum(), {"absolute_error": float(error.detach().abs().sum())}, auxiliary(out))
         if self.problem == "multi_label_classification":
-            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            total = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
             return Loss(total, {"accuracy": float(((logits > 0) == (labels > 0.5)).sum())}, auxiliary(out))
         total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         if z_loss:

@@ -17,6 +17,7 @@ from torch import Tensor
 from triform import config
 from triform.config.spec import spec
 from triform.data.shards import Shards
+from triform.nn.norm import at_least_float
 from triform.text.framing import opening
 
 from .base import Batch, Loss, Objective, Sample, Samples, need, stack_rows, texts_of
@@ -93,7 +94,7 @@ class ContrastiveObjective(Objective):
     def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
         """accuracy: how many texts have a picture of theirs as the most similar one of the micro-batch."""
         out = model(batch.inputs, batch.mask, batch.target)
-        logits = model.temperature.clamp(max=_HIGHEST).exp() * (out.hidden.float() @ out.memory.float().T)
+        logits = model.temperature.clamp(max=_HIGHEST).exp() * (at_least_float(out.hidden) @ at_least_float(out.memory).T)
         same = (batch.inputs[:, None] == batch.inputs[None]).all(-1)
         right = float(same.gather(1, logits.argmax(1, keepdim=True)).sum())
         return Loss(contrastive_loss(logits, smoothing, z_loss), {"accuracy": right})

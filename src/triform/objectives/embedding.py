@@ -18,9 +18,10 @@ from triform import config
 from triform.config.spec import spec
 from triform.data.shards import Shards
 from triform.nn import IGNORE
+from triform.nn.norm import at_least_float
 from triform.text.framing import judged
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, need, stack_rows, texts_of
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, cross_entropy_among, need, stack_rows, texts_of
 
 
 @spec
@@ -72,7 +73,7 @@ def in_batch_loss(anchors: Tensor, candidates: Tensor, same: Tensor, scale: floa
     other = same.clone()
     other[own, own] = False
     scores = scores.masked_fill(other, torch.finfo(scores.dtype).min)
-    return F.cross_entropy(scores, own, reduction="sum", label_smoothing=smoothing), scores
+    return cross_entropy_among(scores, own, ~other, smoothing), scores
 
 
 class SentenceEmbeddingObjective(Objective):
@@ -114,7 +115,7 @@ class SentenceEmbeddingObjective(Objective):
     def loss(self, model: Any, batch: Batch, *, smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
         """accuracy: how many anchors have their positive as the most similar candidate."""
         out = model(batch.inputs, batch.mask)
-        vectors, count = out.logits.float(), batch.count
+        vectors, count = at_least_float(out.logits), batch.count
         texts = batch.inputs if batch.mask is None else batch.inputs.masked_fill(~batch.mask, -1)
         same = (texts[count : 2 * count, None] == texts[None, count:]).all(-1)
         total, scores = in_batch_loss(vectors[:count], vectors[count:], same, self.spec.scale, smoothing)

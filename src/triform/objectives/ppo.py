@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from triform.config.spec import at_least, spec
+from triform.nn.norm import at_least_float
 
 from .base import Batch, Sample
 from .log_probs import log_probs
@@ -145,5 +146,4 @@ class PPOObjective(OnPolicyObjective):
 
 def _values(model: Any, hidden: Tensor) -> Tensor:
     """What the value function expects at hidden states (B, T, D), (B, T)."""
-    found: Tensor = model.value(hidden.to(model.value.weight.dtype))[..., 0].float()
-    return found
+    return at_least_float(model.value(hidden.to(model.value.weight.dtype))[..., 0])
