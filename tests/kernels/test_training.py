@@ -79,6 +79,37 @@ def test_gates(name: str, gated: bool, dtype: torch.dtype) -> None:
     assert_same(lambda x, y=None: fused.gate(x, y, name, act), lambda x, y=None: act(x) if y is None else act(x) * y, inputs, dtype)
 
 
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_gradients_of_norms_lose_no_digits_over_many_rows(kind: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(1 << 14, 16, generator=random), torch.randn(1 << 14, 16, generator=random) + 0.3
+    weight, bias = torch.ones(16), torch.zeros(16)
+    _, mean, inverse = training.norm(x, weight, bias, 1e-6, 0.0, torch.float32, layer=kind == "layer")
+    _, by_weight, by_bias = training.norm_gradients(gradient, x, weight, True, mean, inverse, 0.0)
+    wide = x.double() if mean is None else x.double() - mean.double()[:, None]
+    terms = gradient.double() * wide * inverse.double()[:, None]
+    assert by_bias is not None
+    assert max(apart(by_weight, terms.sum(0)), apart(by_bias, gradient.double().sum(0))) < 6e-7
+    one_by_one = torch.zeros(16)
+    for row in terms.float():
+        one_by_one += row
+    assert apart(one_by_one, terms.sum(0)) > 6e-7
+
+
+def test_the_slope_of_gelu_loses_no_digits_where_tanh_is_near_one() -> None:
+    x = torch.linspace(-5, 5, 4001)
+    exact = x.double().requires_grad_()
+    (wanted,) = torch.autograd.grad(F.gelu(exact, approximate="tanh").sum(), exact)
+    found = training.gated_gradients(torch.ones_like(x), x, None, "gelu_tanh")[1]
+    t = torch.tanh(0.7978845608 * (x + 0.044715 * x**3))
+    by_tanh = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608 * (1 + 0.134145 * x * x)
+    assert apart(found, wanted) < 1e-7 < apart(by_tanh, wanted)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [6, 64])
 def test_rotation(width: int, dtype: torch.dtype) -> None:

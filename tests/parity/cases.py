@@ -2,6 +2,8 @@
 
 Every parameter and buffer is perturbed, so that norms are not all one, biases not all zero
 and attention not all even: on fresh models, two norms or two biases swapped would go unseen.
+Queries whose scores nothing scales (T5's) are perturbed the less by what others divide by: with
+attention that sees one token alone, gradients in fp32 are rounding to a few 1e-5, the reference's too.
 """
 
 import json
@@ -175,10 +177,16 @@ def reference(name: str) -> tuple[Any, Path]:
     with torch.no_grad():
         if case.untied:
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-        learned = [p for n, p in model.named_parameters() if p.requires_grad or "embed_positions" not in n]  # sinusoids stay
-        for tensor in [*learned, *(b for n, b in model.named_buffers() if n == "final_logits_bias")]:
-            tensor.add_(0.2 * torch.randn_like(tensor))
+        learned = {n: p for n, p in model.named_parameters() if p.requires_grad or "embed_positions" not in n}  # sinusoids stay
+        perturb(learned | {n: b for n, b in model.named_buffers() if n == "final_logits_bias"}, case.arguments)
     return model, saved(model)
+
+
+def perturb(tensors: dict[str, Tensor], arguments: dict[str, Any]) -> None:
+    """Noise on all, in place; on T5's queries as much less as the scores of others are scaled down."""
+    for name, tensor in tensors.items():
+        scale = arguments["d_kv"] ** -0.5 if "d_kv" in arguments and name.endswith("Attention.q.weight") else 1.0
+        tensor.add_(0.2 * scale * torch.randn_like(tensor))
 
 
 _folders: list[TemporaryDirectory[str]] = []  # removed when the tests end

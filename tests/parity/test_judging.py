@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from parity.cases import BART, T5, saved
+from parity.cases import BART, T5, perturb, saved
 from parity.compare import TOLERANCE, difference
 from safetensors.torch import load_file
 from torch import Tensor
@@ -40,8 +40,7 @@ def pair(name: str) -> tuple[Any, Any, Path]:
     labels = {"num_labels": 5} if name.endswith("classes") else {}
     theirs = getattr(transformers, kind)(getattr(transformers, settings)(**arguments | MARKS | labels)).eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+        perturb(dict(theirs.named_parameters()), arguments)
     folder = saved(theirs)
     return hub.load_public(folder), theirs, folder
 

@@ -74,8 +74,8 @@ def norm_gradients(
     x, gradient = x.contiguous(), gradient.contiguous()
     width, threads = x.shape[-1], _threads(x.numel())
     by_x, weight = torch.empty_like(x), _wide(weight)  # type: ignore[assignment]
-    by_weight = torch.zeros(threads, width)
-    by_bias = torch.zeros(threads, width) if has_bias else None
+    by_weight = torch.zeros(threads, 2, width)
+    by_bias = torch.zeros(threads, 2, width) if has_bias else None
     work = NormRows(
         x=_at(x), gradient=_at(gradient), by_x=_at(by_x), weight=_at(weight), mean=_at(mean), inverse=_at(inverse),
         by_weight=_at(by_weight), by_bias=_at(by_bias), rows=x.numel() // width, width=width, x_kind=_KINDS[x.dtype],
@@ -83,7 +83,7 @@ def norm_gradients(
     )  # fmt: skip
     native = _native()
     native.done(native.norm(byref(work), threads))
-    return by_x, by_weight.sum(0), None if by_bias is None else by_bias.sum(0)
+    return by_x, by_weight.sum((0, 1)), None if by_bias is None else by_bias.sum((0, 1))
 
 
 def turned(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor, *, back: bool = False) -> Tensor:

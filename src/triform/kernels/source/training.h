@@ -75,13 +75,23 @@ void norm_rows(const NormRows& n, Team team) {
   }
 }
 
-// by_weight and by_bias are (threads, width), zeros to begin with.
+constexpr int ROWS_AT_ONCE = 64;
+
+// Adds a sum of few rows to that of all before it, which alone would lose digits where rows are many.
+inline void add_up(float* sums, int width) {
+  for (int i = 0; i < width; i += LANES) {
+    store_part(sums, load_part(sums, i, width) + load_part(sums + width, i, width), i, width);
+    store_part(sums + width, splat(0), i, width);
+  }
+}
+
+// by_weight and by_bias are (threads, 2, width), zeros to begin with, and parts of sums at the end.
 template <class X, class Y>
 void norm_rows_back(const NormRows& n, Team team) {
   const int width = n.width;
   const Range mine = share(n.rows, team.thread, team.threads);
-  float* by_weight = n.by_weight + (size_t)team.thread * width;
-  float* by_bias = n.by_bias ? n.by_bias + (size_t)team.thread * width : nullptr;
+  float* by_weight = n.by_weight + (size_t)team.thread * 2 * width;
+  float* by_bias = n.by_bias ? n.by_bias + (size_t)team.thread * 2 * width : nullptr;
   const bool layer = n.kind == LAYER_NORM;
   for (int r = mine.first; r < mine.last; r++) {
     const X* x = (const X*)n.x + (size_t)r * width;
@@ -92,8 +102,8 @@ void norm_rows_back(const NormRows& n, Team team) {
     for (int i = 0; i < width; i += LANES) {
       const Floats g = load_part(gradient, i, width), normed = (load_part(x, i, width) - mean) * inverse, by = g * normed;
       const Floats scale = load_part(n.weight, i, width) + splat(n.offset);
-      store_part(by_weight, load_part(by_weight, i, width) + by, i, width);
-      if (by_bias) store_part(by_bias, load_part(by_bias, i, width) + g, i, width);
+      store_part(by_weight + width, load_part(by_weight + width, i, width) + by, i, width);
+      if (by_bias) store_part(by_bias + width, load_part(by_bias + width, i, width) + g, i, width);
       along = multiply_add(by, scale, along);
       if (layer) total = multiply_add(g, scale, total);
     }
@@ -101,6 +111,10 @@ void norm_rows_back(const NormRows& n, Team team) {
     for (int i = 0; i < width; i += LANES) {
       const Floats normed = (load_part(x, i, width) - mean) * inverse, scale = load_part(n.weight, i, width) + splat(n.offset);
       store_part(by_x, (load_part(gradient, i, width) * scale - middle - normed * slope) * inverse, i, width);
+    }
+    if ((r - mine.first) % ROWS_AT_ONCE == ROWS_AT_ONCE - 1) {
+      add_up(by_weight, width);
+      if (by_bias) add_up(by_bias, width);
     }
   }
 }
@@ -144,10 +158,10 @@ inline Curve curve(const Floats& x) {
     const Floats share = half * (one + error_function(x * splat(0.70710678118654752f)));
     return {x * share, multiply_add(x * splat(0.39894228040143268f), exponential(x * x * splat(-0.5f)), share)};
   }
-  if (KIND == GELU_TANH) {
-    const Floats square = x * x, c = splat(0.79788456080286536f);
-    const Floats t = hyperbolic_tangent(c * x * multiply_add(splat(0.044715f), square, one)), share = half * (one + t);
-    return {x * share, multiply_add(half * x * (one - t * t), c * multiply_add(splat(0.134145f), square, one), share)};
+  if (KIND == GELU_TANH) {  // (1 + tanh(u)) / 2 is the logistic of 2 u, which loses no digits where tanh is near 1 or -1
+    const Floats square = x * x, c = splat(1.59576912160573072f), e = exponential(splat(0) - c * x * multiply_add(splat(0.044715f), square, one));
+    const Floats share = one / (one + e), change = share * e * share * c * multiply_add(splat(0.134145f), square, one);
+    return {x * share, multiply_add(x, change, share)};
   }
   Curve out;  // RELU
   for (int i = 0; i < PARTS; i++) {
