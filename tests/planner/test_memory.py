@@ -241,7 +241,13 @@ def test_more_tokens_and_sequences_take_more_in_inference(name: str, data: st.Da
     plain = memory.inference(model, batch=batch, context=context)
     assert plain.total == sum(plain.parts.values())
     assert memory.inference(model, batch=batch + 1, context=context).total > plain.total
-    assert memory.inference(model, batch=batch, context=context + 1).total >= plain.total
+    longer = memory.inference(model, batch=batch, context=context + 1)
+    if name == "t5-base":  # longer sources are read fewer at a time, in less room to work in; the rest grows
+        assert all(longer.parts[part] >= size for part, size in plain.parts.items() if part != "workspace")
+        assert longer.parts["cache"] > plain.parts["cache"]
+        assert longer.parts["cross_cache"] > plain.parts["cross_cache"]
+    else:
+        assert longer.total >= plain.total
 
 
 def test_what_fits_just_fits() -> None:
