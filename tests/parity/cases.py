@@ -182,11 +182,11 @@ def reference(name: str) -> tuple[Any, Path]:
     return model, saved(model)
 
 
-def perturb(tensors: dict[str, Tensor], arguments: dict[str, Any]) -> None:
+def perturb(tensors: dict[str, Tensor], arguments: dict[str, Any], size: float = 0.2) -> None:
     """Noise on all, in place; on T5's queries as much less as the scores of others are scaled down."""
     for name, tensor in tensors.items():
         scale = arguments["d_kv"] ** -0.5 if "d_kv" in arguments and name.endswith("Attention.q.weight") else 1.0
-        tensor.add_(0.2 * scale * torch.randn_like(tensor))
+        tensor.add_(size * scale * torch.randn_like(tensor))
 
 
 _folders: list[TemporaryDirectory[str]] = []  # removed when the tests end

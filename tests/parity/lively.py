@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity.cases import CASES, inputs, saved
+from parity.cases import CASES, inputs, perturb, saved
 from parity.cases import reference as still
 from torch import Tensor
 from transformers import GenerationConfig
@@ -32,9 +32,9 @@ def reference(name: str) -> tuple[Any, Path]:
     model = deepcopy(still(name)[0])
     torch.manual_seed(1)
     with torch.no_grad():
-        for key, tensor in model.named_parameters():
-            if tensor.ndim > 1 and any(part in key for part in (".layers.", ".block.", ".h.")):
-                tensor.add_(0.6 * torch.randn_like(tensor))
+        named = model.named_parameters()
+        layers = {key: p for key, p in named if p.ndim > 1 and any(part in key for part in (".layers.", ".block.", ".h."))}
+        perturb(layers, CASES[name].arguments, 0.6)
     folder = saved(model)
     model.generation_config = GenerationConfig()  # what is None in a call's settings is taken from here
     return model, folder
