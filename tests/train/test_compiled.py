@@ -10,9 +10,10 @@ import torch
 from recipes import recipe
 from runs import assert_same, outcome, quiet, stopped_and_resumed
 
-from triform.train import compiled, run
+from triform.nn import compiler
+from triform.nn.compiler import choose_compile
+from triform.train import run
 from triform.train.checkpoint import read_state
-from triform.train.compiled import choose_compile
 from triform.train.loop import Trainer
 
 
@@ -52,10 +53,10 @@ def test_what_auto_and_a_missing_compiler_come_to(monkeypatch: pytest.MonkeyPatc
     said: list[str] = []
     assert not choose_compile("auto", "cpu", said.append)
     assert not choose_compile(False, "cuda", said.append)
-    monkeypatch.setattr(compiled, "_lacking", lambda device: None)
+    monkeypatch.setattr(compiler, "_lacking", lambda device: None)
     assert choose_compile("auto", "cuda", said.append)
     assert choose_compile(True, "cpu", said.append)
-    monkeypatch.setattr(compiled, "_lacking", lambda device: "C++ compiler")
+    monkeypatch.setattr(compiler, "_lacking", lambda device: "C++ compiler")
     assert not choose_compile("auto", "cuda", said.append)
     assert said == []
     assert not choose_compile(True, "cpu", said.append)

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from triform.nn.compiler import choose_compile
 from triform.text import Tokenizer
 
 from .admission import row_of
@@ -64,6 +65,7 @@ class Engine:
         memory: int | float | None = None,
         chunk: int | None = None,
         queue: int = 256,
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         """slots: requests that run at once; fewer where `memory` does not hold them.
         capacity: tokens of one request, prompt and output; None: as many as the model has positions, at most 4096, or
@@ -72,6 +74,8 @@ class Engine:
         chunk: tokens of prompts that a step reads at most, and a quarter of it beside the next token of running
             requests; None: 64 on the CPU, where more in one pass are hardly faster, else 512.
         queue: requests that may wait beside those that run; one more is refused with `Full`.
+        compile: whether the pass over the next tokens goes through torch.compile (see `CompiledStepper`), which takes its time with
+            every new size of it; "auto": on a GPU with Triton. Prepared models on the CPU have native kernels in its place.
 
         Raises ValueError for a model that does not generate, and a memory that does not hold one request.
         """
@@ -85,7 +89,8 @@ class Engine:
         like = next(net.parameters())
         slots, capacity, source = size_of(net.config, like, slots, capacity, memory)
         chunk = chunk or (64 if like.device.type == "cpu" else 512)
-        self.batch = Batch(Runner(net, Slots(net.config, slots, capacity, source, like)), chunk)
+        compiled = choose_compile(compile, like.device.type, name="compile")
+        self.batch = Batch(Runner(net, Slots(net.config, slots, capacity, source, like), compiled), chunk)
         self._inbox: deque[Row] = deque()
         self._change = Condition()
         self._closing = self._stopped = False

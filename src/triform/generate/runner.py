@@ -13,6 +13,7 @@ from triform.nn import Layout, Transformer
 from triform.nn.adapter import in_use, use_adapters
 from triform.nn.mask import View
 
+from .compiled import CompiledStepper
 from .forms import padded
 from .slots import Slots
 from .stepper import Stepper
@@ -22,13 +23,16 @@ Rows = Sequence[tuple[tuple[int, Sequence[int]], bool, bool, str | None]]  # the
 
 
 class Runner:
-    """A model with a decoder and the slots that it reads and writes."""
+    """A model with a decoder and the slots that it reads and writes.
 
-    def __init__(self, net: Transformer, slots: Slots) -> None:
+    compiled: single tokens go through `CompiledStepper`, where the model is none that the native kernels run.
+    """
+
+    def __init__(self, net: Transformer, slots: Slots, compiled: bool = False) -> None:
         assert net.config.decoder is not None
         self.net, self.slots = net, slots
         self.has_prefix = any(block.attention.mask == "prefix" for block in net.config.decoder.pattern)
-        self.stepper = Stepper.of(net)
+        self.stepper: Stepper | CompiledStepper | None = Stepper.of(net) or (CompiledStepper(net) if compiled else None)
 
     def read(
         self, work: Work, whole: Sequence[bool], every: Sequence[bool] = (), adapters: Sequence[str | None] = ()
@@ -40,29 +44,41 @@ class Runner:
         """
         every, adapters = every or [False] * len(work), adapters or [None] * len(work)
         rows = list(zip(work, whole, every, adapters, strict=True))
-        plain = self.stepper is not None and not in_use(self.net)
-        native = [plain and adapter is None and not (self.has_prefix and both) for _, both, _, adapter in rows]
-        if all(native):
+        stepped = self._stepped(rows)
+        if all(stepped):
             return self._steps(rows)
-        if not any(native):
+        if not any(stepped):
             return self._pass(rows)
         scores: list[Tensor] = [torch.empty(0)] * len(rows)
         for way, chosen in ((self._pass, False), (self._steps, True)):
-            places = [place for place, each in enumerate(native) if each == chosen]
+            places = [place for place, each in enumerate(stepped) if each == chosen]
             some = [rows[place] for place in places]
             made = torch.split(way(some).float(), [len(ids) if each else 1 for (_, ids), _, each, _ in some])
             for place, part in zip(places, made, strict=True):
                 scores[place] = part
         return torch.cat(scores)
 
+    def _stepped(self, rows: Rows) -> list[bool]:
+        """Which of them the stepper reads: the compiled one those that go on by a token."""
+        if self.stepper is None or in_use(self.net):
+            return [False] * len(rows)
+        single = isinstance(self.stepper, CompiledStepper)
+        return [
+            adapter is None and not (self.has_prefix and whole) and not (single and len(ids) > 1)
+            for (_, ids), whole, _, adapter in rows
+        ]
+
     def _steps(self, rows: Rows) -> Tensor:
-        """As `read`, in one native call."""
+        """As `read`, by the stepper."""
         assert self.stepper is not None
         counts = [len(ids) for (_, ids), *_ in rows]
         self.slots.reserve([(slot, count) for ((slot, _), *_), count in zip(rows, counts, strict=True)])
         tokens = torch.tensor([i for (_, some), *_ in rows for i in some])
         slots = torch.tensor([slot for (slot, ids), *_ in rows for _ in ids])
         scores = self.stepper.step(tokens, slots, self.slots, _wanted(counts, [each for _, _, each, _ in rows]))
+        if scores is None:
+            self.stepper = None
+            return self._pass(rows)
         self.slots.advance()
         return scores
 

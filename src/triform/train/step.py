@@ -12,12 +12,13 @@ import torch
 
 from triform import config
 from triform.nn import DualEncoder, Transformer, recomputing
+from triform.nn.compiler import choose_compile
 from triform.nn.products import Products, allow_narrow, training_products
 from triform.objectives import Batch, Loss
 from triform.planner import flops
 
 from .average import Average
-from .compiled import Compiled, choose_compile
+from .compiled import Compiled
 from .fp8 import to_fp8
 from .guard import Watch, fresh
 from .offload import offloading
