@@ -53,9 +53,9 @@ def theirs_of(name: str) -> Any:
 
 
 def same_weights(one: Any, other: Any) -> bool:
-    """Whether weights differ by no more than fp32 rounds, relative to the largest of each matrix."""
+    """Whether weights differ by no more than fp32 rounds in a sum, a length and two products, relative to the largest of each matrix."""
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(n == m and float((a - b).abs().max()) <= 2e-7 * float(b.abs().max()) for (n, a), (m, b) in pairs)
+    return all(n == m and float((a - b).abs().max()) <= 1e-6 * float(b.abs().max()) for (n, a), (m, b) in pairs)
 
 
 def targets(name: str) -> Any:
@@ -94,6 +94,7 @@ def test_we_read_what_peft_wrote(name: str, kind: str, tmp_path: Path) -> None:
     theirs, base = theirs_of(name), reference(name)[1]
     names = linear_modules(theirs, name)
     patterns: dict[str, Any] = {"rank_pattern": {names[0]: 5}, "alpha_pattern": {names[0]: 9}}
+    torch.manual_seed(0)  # of PEFT's own start
     settings = peft.LoraConfig(r=3, lora_alpha=7, target_modules=names, use_dora=kind == "dora", use_rslora=kind == "dora", **patterns)
     wrapped = peft.get_peft_model(theirs, settings).eval()
     moved(wrapped)

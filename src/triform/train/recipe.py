@@ -19,7 +19,7 @@ from triform.objectives import ObjectiveSpec
 
 @spec
 class TokenizerRecipe:
-    """A tokenizer's folder in `path`, or what to train on the run's own training text.
+    """A tokenizer's folder in `path`, or the name of a model as `hub.load` takes it; else what to train on the run's own training text.
 
     add: names of special tokens to put after its last one. chat_template: how conversations are written, instead of as the
     tokenizer says: a file (Jinja), or "chatml" or "plain" (see `triform.text.templates`).
