@@ -264,7 +264,8 @@ def test_a_policy_learns_what_is_rewarded(kind: str, data: Path, tmp_path: Path)
     (tmp_path / "rewards.py").write_text("def short(completions):\n    return [float(len(text) <= 1) for text in completions]\n", "utf-8")
     found = {}
     for weight in (1.0, 0.0):
-        settings = plain(kind, data, steps=40, batch=8, rate=0.02, warmup=0, schedule="constant", validate_every=40, checkpoint_every=40)
+        calm = {"rate": 0.02, "warmup": 0, "schedule": "linear", "linear": "torch"}
+        settings = plain(kind, data, steps=40, batch=8, validate_every=40, checkpoint_every=40, **calm)
         settings["objective"] |= {"rewards": [{"function": f"{tmp_path}/rewards.py:short", "weight": weight}], "kl": 0.0, "group": 4}
         settings["objective"] |= {"iterations": 1, "minibatches": 1} | ({"kl_target": None} if kind == "PPO" else {})
         run(read_recipe(settings), tmp_path / f"{weight}", report=quiet)
