@@ -46,12 +46,14 @@ def by_characters(text: str, rules: Filter) -> str | None:
 def by_lines(text: str, rules: Filter) -> str | None:
     """Why a text is dropped for lines that repeat earlier ones; blank lines do not count."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        return None
     counts = Counter(lines)
     repeats = {line: count - 1 for line, count in counts.items() if count > 1}
-    if rules.duplicate_lines is not None and sum(repeats.values()) > rules.duplicate_lines * len(lines):
+    if rules.duplicate_lines is not None and sum(repeats.values()) / len(lines) > rules.duplicate_lines:
         return "duplicate lines"
     limit = rules.duplicate_line_characters
-    if limit is not None and sum(len(line) * count for line, count in repeats.items()) > limit * sum(map(len, lines)):
+    if limit is not None and sum(len(line) * count for line, count in repeats.items()) / sum(map(len, lines)) > limit:
         return "duplicate lines"
     return None
 
@@ -74,13 +76,13 @@ def by_ngrams(found: list[str], hashes: Hashes, rules: Filter) -> str | None:
         if top is not None:
             most = int(np.argmax(counts))
             size = int(ends[first[most] + n] - ends[first[most]])
-            if size * int(counts[most]) > top * int(ends[-1]):
+            if size * int(counts[most]) / int(ends[-1]) > top:
                 return "repeated n-grams"
         if duplicate is not None:
             steps = np.zeros(len(found) + 1, np.int64)
             starts = np.flatnonzero(counts[place] > 1)
             steps[starts] += 1
             steps[starts + n] -= 1  # starts are distinct, and so are ends
-            if int(lengths[np.cumsum(steps[:-1]) > 0].sum()) > duplicate * int(ends[-1]):
+            if int(lengths[np.cumsum(steps[:-1]) > 0].sum()) / int(ends[-1]) > duplicate:
                 return "repeated n-grams"
     return None
