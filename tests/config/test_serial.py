@@ -179,7 +179,7 @@ def test_anything_set_is_kept_or_refused_with_its_place(field: tuple[str, str, A
     name, path, _ = field
     made, message = outcome({path: value}, name)
     if made is None:
-        assert re.fullmatch(r"[^:]+: expected .*", message)  # "." takes no new line
+        assert re.fullmatch(r".+: expected .*", message)  # "." takes no new line
     else:
         assert config.from_dict(Model, json.loads(json.dumps(config.to_dict(made, hint=Model)))) == made
 
