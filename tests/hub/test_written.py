@@ -77,7 +77,8 @@ def test_a_change_near_a_public_model_is_kept_or_named(name: str, field: str, da
     changed = config.with_overrides(config.Model, model, {f"{side}.pattern[0].{field}": value})
     made = attempt(changed)
     if isinstance(made, str):
-        assert field.split(".")[-1] in made
+        # a model of experts may come as near to a dense family by the change, and then differs from that in its experts
+        assert field.split(".")[-1] in made or "Experts here" in made
     else:
         assert hub.read_config(made[0])[0] == changed
 
