@@ -20,7 +20,7 @@ from triform.nn import Layout
 from triform.nn.norm import at_least_float
 from triform.text.framing import pair, windows
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, cross_entropy_among, need, stack_rows, texts_of
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, cross_entropy_among, need, stack_rows, texts_of, whole_rows
 
 
 @spec
@@ -132,10 +132,7 @@ class QuestionAnsweringObjective(Objective):
         return {"text": self.tokenizer.vocab_size, "segment": 256, "span": self.spec.length}
 
     def samples(self, shards: Shards) -> Samples:
-        def get(index: int) -> Sample:
-            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
-
-        return Samples(np.diff(shards.column("text").offsets), get)
+        return whole_rows(shards, "text")
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)

@@ -248,6 +248,17 @@ def packed(documents: Sequence[np.ndarray]) -> Layout | None:
     return Layout(documents=numbers)
 
 
+def columns_of(shards: Shards, index: int) -> Sample:
+    """A row of shards with all its columns."""
+    return {name: np.asarray(values, dtype=np.int64) for name, values in shards[index].items()}
+
+
+def whole_rows(shards: Shards, *columns: str) -> Samples:
+    """Each row of shards a sample, as long as these columns of it together."""
+    lengths = np.sum([np.diff(shards.column(name).offsets) for name in columns], axis=0)
+    return Samples(lengths, lambda index: columns_of(shards, index))
+
+
 def documents(shards: Shards, column: str, length: int) -> Samples:
     """Each document a sample, cut to `length` tokens."""
     tokens, offsets = shards.column(column).tokens, shards.column(column).offsets

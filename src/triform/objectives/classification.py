@@ -21,7 +21,7 @@ from triform.nn.norm import at_least_float
 from triform.text import Tokenizer
 from triform.text.framing import judged
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows, texts_of
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows, texts_of, whole_rows
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -107,10 +107,7 @@ class ClassificationObjective(Objective):
         return {"text": self.tokenizer.vocab_size, "label": highest}
 
     def samples(self, shards: Shards) -> Samples:
-        def get(index: int) -> Sample:
-            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
-
-        return Samples(np.diff(shards.column("text").offsets), get)
+        return whole_rows(shards, "text")
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)

@@ -21,7 +21,7 @@ from triform.nn import IGNORE
 from triform.nn.norm import at_least_float
 from triform.text.framing import judged
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, cross_entropy_among, need, stack_rows, texts_of
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, cross_entropy_among, need, stack_rows, texts_of, whole_rows
 
 
 @spec
@@ -99,10 +99,7 @@ class SentenceEmbeddingObjective(Objective):
         return {"text": self.tokenizer.vocab_size, "size": self.spec.length + 1}
 
     def samples(self, shards: Shards) -> Samples:
-        def get(index: int) -> Sample:
-            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
-
-        return Samples(np.diff(shards.column("text").offsets), get)
+        return whole_rows(shards, "text")
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         texts = [np.split(s["text"], np.cumsum(s["size"])[:-1]) for s in samples]

@@ -20,7 +20,7 @@ from triform.nn import IGNORE
 from triform.text.framing import decoder_start
 from triform.text.turns import encode_dialogue, encode_exchange
 
-from .base import Batch, Objective, Sample, Samples, need, need_language_model, packed, stack_rows
+from .base import Batch, Objective, Sample, Samples, need, need_language_model, packed, stack_rows, whole_rows
 from .pairs import pair_batch
 
 _PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
@@ -101,8 +101,7 @@ class InstructionObjective(Objective):
 
     def samples(self, shards: Shards) -> Samples:
         if self.spec.target_length is not None:
-            lengths = sum(np.diff(shards.column(name).offsets) for name in ("source", "target"))
-            return Samples(np.asarray(lengths), lambda index: {name: np.asarray(ids, np.int64) for name, ids in shards[index].items()})
+            return whole_rows(shards, "source", "target")
         lengths = np.asarray(np.diff(shards.column("text").offsets))
         bins = pack(lengths, self.spec.length) if self.spec.packing else None
 

@@ -18,9 +18,9 @@ from triform.data.conversations import Judged, judged, preference
 from triform.data.shards import Shards
 
 from .answers import answer_batch, need_answers
-from .base import Batch, Loss, Objective, Sample, Samples
+from .base import Batch, Loss, Objective, Sample, Samples, columns_of
 from .log_probs import log_probs
-from .preference import AnswerRows, check_lengths, columns_of, cut_answers, longest_answers, reference_columns, reference_of, written
+from .preference import AnswerRows, check_lengths, cut_answers, longest_answers, reference_columns, reference_of, written
 from .preference_losses import Answers, above
 
 _SIDES = ("answer", "other")

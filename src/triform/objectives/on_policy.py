@@ -25,7 +25,7 @@ from triform.nn import IGNORE
 from triform.text.turns import encode_prompt
 
 from .answers import answer_batch, need_answers
-from .base import Batch, Loss, Objective, Sample, Samples, need
+from .base import Batch, Loss, Objective, Sample, Samples, need, whole_rows
 from .log_probs import log_probs
 
 
@@ -201,10 +201,7 @@ class OnPolicyObjective(Objective):
         return {"prompt": self.tokenizer.vocab_size, "row": 256}
 
     def samples(self, shards: Shards) -> Samples:
-        def get(index: int) -> Sample:
-            return {name: np.asarray(values, dtype=np.int64) for name, values in shards[index].items()}
-
-        return Samples(np.diff(shards.column("prompt").offsets), get)
+        return whole_rows(shards, "prompt")
 
     def row(self, sample: Sample) -> dict[str, Any]:
         """The row of the data that a sample was made of."""

@@ -15,7 +15,7 @@ from triform.nn import IGNORE
 from triform.text import Tokenizer
 from triform.text.framing import decoder_start, source
 
-from .base import Batch, Objective, Sample, Samples, need, need_language_model, stack_rows, texts_of
+from .base import Batch, Objective, Sample, Samples, need, need_language_model, stack_rows, texts_of, whole_rows
 
 
 @spec
@@ -68,12 +68,7 @@ class SequenceToSequenceObjective(Objective):
         ]
 
     def samples(self, shards: Shards) -> Samples:
-        lengths = sum(np.diff(shards.column(name).offsets) for name in ("source", "target"))
-
-        def get(index: int) -> Sample:
-            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
-
-        return Samples(np.asarray(lengths), get)
+        return whole_rows(shards, "source", "target")
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         return pair_batch(self.tokenizer, [s["source"] for s in samples], [s["target"] for s in samples])

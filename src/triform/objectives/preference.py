@@ -22,7 +22,7 @@ from triform.text import Tokenizer
 from triform.text.turns import encode_dialogue, encode_prompt
 
 from .answers import answer_batch, fitted, need_answers
-from .base import Batch, Loss, Objective, Sample, Samples
+from .base import Batch, Loss, Objective, Sample, Samples, columns_of
 from .log_probs import LogProbs, log_probs
 from .preference_losses import DPO, Answers, PairLoss
 
@@ -224,11 +224,6 @@ class PreferenceObjective(Objective):
 
     def task(self) -> dict[str, Any]:
         return {"objective": "Preference", "loss": type(self.spec.loss).__name__}
-
-
-def columns_of(shards: Shards, index: int) -> Sample:
-    """A sample of all columns of shards."""
-    return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
 
 
 def reference_columns(totals: Tensor, sides: Sequence[str]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -23,8 +22,8 @@ from triform.text import Tokenizer
 from triform.text.framing import decoder_start, pair
 
 from .answers import fitted
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, need, stack_rows
-from .preference import AnswerRows, columns_of, preference_texts, written
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, need, stack_rows, whole_rows
+from .preference import AnswerRows, preference_texts, written
 
 _SIDES = ("chosen", "rejected")
 
@@ -100,8 +99,7 @@ class RewardModelObjective(Objective):
         return dict.fromkeys(_SIDES, self.tokenizer.vocab_size) | {f"{side}_segment": 2 for side in _SIDES}
 
     def samples(self, shards: Shards) -> Samples:
-        lengths = sum(np.diff(shards.column(side).offsets) for side in _SIDES)
-        return Samples(np.asarray(lengths), lambda index: columns_of(shards, index))
+        return whole_rows(shards, *_SIDES)
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> AnswerRows:
         inputs, mask = stack_rows([s[side] for side in _SIDES for s in samples], self.tokenizer.pad or 0)

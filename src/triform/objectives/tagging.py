@@ -22,7 +22,7 @@ from triform.nn.norm import at_least_float
 from triform.text.framing import judged, windows
 from triform.text.segment import joined
 
-from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows
+from .base import Batch, Loss, Objective, Sample, Samples, auxiliary, field_of, need, stack_rows, whole_rows
 
 _NAMES = ("labels", "tags", "ner_tags")
 
@@ -138,10 +138,7 @@ class TokenClassificationObjective(Objective):
         return {"text": self.tokenizer.vocab_size, "label": len(self.spec.labels) + 1}
 
     def samples(self, shards: Shards) -> Samples:
-        def get(index: int) -> Sample:
-            return {name: np.asarray(ids, dtype=np.int64) for name, ids in shards[index].items()}
-
-        return Samples(np.diff(shards.column("text").offsets), get)
+        return whole_rows(shards, "text")
 
     def collate(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]]) -> Batch:
         inputs, mask = stack_rows([s["text"] for s in samples], self.tokenizer.pad or 0)
