@@ -154,7 +154,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({"machine": measure().card.name, "rows": [asdict(row) for row in rows]}, indent=2))
     else:
-        print("| form | model | parameters | steps | default forecast | calibrated forecast | measured | measured / forecast | all rounds |")
+        print("| form | model | parameters | steps | default forecast | calibrated | measured | measured / forecast | all rounds |")
         print(f"|{'---|' * 9}")
         for row in rows:
             print(

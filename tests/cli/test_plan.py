@@ -3,12 +3,19 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from recipes import plain, write_data
 
 from triform import cli
+from triform.train import calibrate as calibrating
+from triform.train import read_recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -50,10 +57,49 @@ def test_overrides_change_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_recipe_brings_its_own_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, str(Path(__file__).parents[2] / "examples" / "storyteller.yaml"), "--json", "--hardware", "A100")
-    setting = json.loads(out)["setting"]
+    code, out, _ = run(capsys, str(EXAMPLES / "storyteller.yaml"), "--json", "--hardware", "A100")
+    found, setting = json.loads(out), json.loads(out)["setting"]
     assert code == 0
     assert (setting["batch"], setting["sequence"], setting["optimizer"]) == (32, 128, "muon")
+    steps = read_recipe(EXAMPLES / "storyteller.yaml").train.steps
+    assert (found["steps"], found["tokens"]) == (steps, steps * 32 * 128)
+    _, out, _ = run(capsys, str(EXAMPLES / "storyteller.yaml"), "train.steps=7", "--batch", "4", "--json", "--hardware", "A100")
+    assert (json.loads(out)["steps"], json.loads(out)["tokens"]) == (7, 7 * 4 * 128)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[[str], str]:
+    """Writes a tiny recipe of an objective, and says where."""
+    write_data(tmp_path)
+
+    def write(kind: str) -> str:
+        (tmp_path / f"{kind}.yaml").write_text(yaml.safe_dump(plain(kind, tmp_path), allow_unicode=True), encoding="utf-8")
+        return str(tmp_path / f"{kind}.yaml")
+
+    return write
+
+
+def test_a_recipe_of_rewards_brings_the_time_of_its_answers(capsys: pytest.CaptureFixture[str], recipe: Callable[[str], str]) -> None:
+    code, out, _ = run(capsys, recipe("GRPO"), "--json", "--explain", "--hardware", "A100", "--price", "3.6")
+    assert code == 0
+    found = json.loads(out)
+    line = next(line for line in found["explain"] if line["name"] == "time of the answers")
+    assert 0 < line["value"] < found["time"]["expected_seconds"]
+    assert found["cost"]["money"] == pytest.approx(found["time"]["expected_seconds"] / 1000)
+
+
+def test_a_recipe_is_calibrated_on_its_data(
+    capsys: pytest.CaptureFixture[str], recipe: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triform.planner.calibration.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(calibrating, "calibrate", partial(calibrating.calibrate, seconds=1))
+    code, out, err = run(capsys, recipe("Causal"), "--hardware", "this", "--calibrate", "--json")
+    assert (code, "Traceback" in err) == (0, False)
+    assert "measured on this machine" in json.loads(out)["time"]["reason"]
+    for more, told in (("data.source=nowhere.txt",), "nowhere.txt"), (("--batch", "8"), "by path, as train.batch=8"):
+        code, _, err = run(capsys, recipe("Causal"), *more, "--hardware", "this", "--calibrate")
+        assert (code, err.count("\n")) == (2, 1)
+        assert told in err
 
 
 def test_a_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -86,6 +86,31 @@ def test_a_token_is_bound_by_memory_until_the_batch_is_large() -> None:
     assert speed(2).prefill_seconds == pytest.approx(2 * speed(1).prefill_seconds)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama-3-8b", "mixtral-8x7b", "t5-base", "chatlm-mini-chinese"])
+def test_a_step_of_generation_reads_each_weight_once_that_a_token_is_multiplied_with(name: str) -> None:
+    model, fleet = config.preset(name), hardware("A100-80G")
+    found = timing.answers(model, fleet, prompt=64, context=32)
+    assert found is not None
+    assert found.bound == "memory"
+    put_in = found.lines[1].numbers
+    tied = isinstance(model, config.Transformer) and isinstance(model.head, config.LanguageModel) and model.head.tied
+    counted = parameters(model)
+    if model.form == "decoder-only":  # without the norms and biases, which are no products
+        table = 0 if tied else model.last.width * model.last.input.vocab_size
+        assert float(put_in["weights"]) / 2 == pytest.approx(counted.active - table, rel=0.01)
+    else:
+        assert 0.3 * counted.total < float(put_in["weights"]) / 2 < 0.75 * counted.total  # no encoder
+    longer = timing.answers(model, fleet, prompt=64, context=512)
+    assert longer is not None
+    assert longer.step_seconds > found.step_seconds
+    assert timing.answers(model, fleet, prompt=64, context=32, dtype="int4").step_seconds < 0.5 * found.step_seconds  # type: ignore[union-attr]
+
+
+def test_judges_generate_nothing() -> None:
+    for name in ("bert-base", "vit-base-patch16-224", "clip-vit-base-patch32"):
+        assert timing.answers(config.preset(name), hardware("A100-80G"), prompt=64, context=64) is None
+
+
 def test_a_longer_cache_slows_every_token() -> None:
     card = Card(name="x", kind="gpu", peak={"bf16": 1e14}, memory=2**34, bandwidth=1e12)
     fleet = Fleet(count=1, card=card)

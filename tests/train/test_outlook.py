@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,17 @@ def test_what_cannot_fit_is_refused_unless_forced(data: Path, tmp_path: Path, mo
     assert run(made, tmp_path / "forced", force=True, report=lambda row: None).finished
     monkeypatch.setattr("triform.train.loop.total_memory", lambda device: needed)
     assert run(made, tmp_path / "fits", report=lambda row: None).finished
+
+
+def test_the_plan_counts_the_answers_that_a_run_writes(data: Path) -> None:
+    made = recipe("GRPO", data)
+    several = [replace(made, objective=replace(made.objective, max_new_tokens=tokens)) for tokens in (1, 8)]
+    short, long = (outlook(each, each.architecture(), "fp32") for each in several)
+    said = long.time.lines[-1]
+    assert said.name == "time of the answers"
+    assert said.numbers["rollouts"] == made.train.steps / 3  # three passes over each
+    assert "to write and score answers of 8 tokens" in announce(long)
+    assert said.numbers["writing"] > 1.9 * short.time.lines[-1].numbers["writing"]
+    assert long.time.expected_seconds > said.value
+    assert long.to_dict()["time"]["expected_seconds"] == long.time.expected_seconds
+    assert "time of the answers" not in {line.name for line in outlook(recipe("DPO", data), made.architecture(), "fp32").time.lines}

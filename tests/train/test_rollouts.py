@@ -65,7 +65,7 @@ def test_answers_follow_from_the_seed_the_step_and_the_weights(kind: str, data: 
 def test_how_many_are_written_at_once_changes_no_answer(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe("GRPO", data)
     found = rows_of(rollouts(made, tmp_path / "many").step(0))
-    monkeypatch.setattr("triform.train.rollouts._ROWS", 1)
+    monkeypatch.setattr("triform.train.rollouts.ROWS_AT_ONCE", 1)
     assert rows_of(rollouts(made, tmp_path / "one").step(0)) == found
 
 

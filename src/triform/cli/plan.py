@@ -13,6 +13,7 @@ from .models import progress
 
 if TYPE_CHECKING:
     from triform.planner import Candidate, Plan
+    from triform.train.recipe import Recipe
 
 app = typer.Typer(add_completion=False)
 
@@ -79,10 +80,21 @@ def _forecast(model: list[str], hardware: str | None, setting: dict[str, Any], a
     from triform.planner.page import write_page
 
     parallel, calibrate, explain, html, as_json = how
-    name, found, setting = _model(model, setting)
+    name, found, recipe = _model(model)
+    if recipe is not None:
+        if calibrate and setting:
+            told = "a recipe is timed as it is; change it by path, as train.batch=8"
+            raise ValueError(f"--calibrate: expected no --{next(iter(setting))} beside it: {told}")
+        from triform.train.outlook import positions_of, setting_of, with_rollouts
+
+        setting = asdict(setting_of(recipe)) | setting
+        del setting["device"]  # the plan's hardware decides
+        about["tokens"] = about["tokens"] or positions_of(recipe, found, setting)
     if calibrate:
-        hardware = _calibrated(found, hardware, setting)
+        hardware = _calibrated(recipe or found, hardware, setting)
     made = replace(make(found, hardware=hardware or "A100-80G", parallel=parallel, **about, **setting), name=name)
+    if recipe is not None:
+        made = with_rollouts(made, recipe, price=about["price"], region=about["region"])
     if html is not None:
         write_page(made, html)
     if as_json:
@@ -101,15 +113,20 @@ def _forecast(model: list[str], hardware: str | None, setting: dict[str, Any], a
 def _calibrated(model: Any, hardware: str | None, setting: dict[str, Any]) -> str:
     """Measure some real steps of the plan on this machine, for a forecast that goes by them."""
     from triform.planner import Setting
+    from triform.planner.calibration import remember
     from triform.planner.forecast import find
     from triform.planner.hardware import hardware as fleet_of
     from triform.train.calibrate import calibrate
+    from triform.train.recipe import Recipe
 
     if hardware not in (None, "this"):
         raise ValueError(f"--calibrate: expected --hardware this, as only this machine can be measured, got {hardware!r}")
-    how = {"device": "cpu" if fleet_of("this").card.kind == "cpu" else "cuda"} | setting
+    how = Setting(**{"device": "cpu" if fleet_of("this").card.kind == "cpu" else "cuda"} | setting)
     with progress(100, "%") as report:
-        calibrate(find(model)[1], Setting(**how), report=lambda share: report(round(100 * share)))
+        if isinstance(model, Recipe):  # its tokenizer may have come to fewer tokens than it plans for
+            remember(model.architecture(), how, calibrate(model, report=lambda share: report(round(100 * share))))
+        else:
+            calibrate(find(model)[1], how, report=lambda share: report(round(100 * share)))
     return "this"
 
 
@@ -182,8 +199,8 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     console.print(table)
 
 
-def _model(words: list[str], setting: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
-    """A model's name, what it is, and its setting, a recipe's where one is named."""
+def _model(words: list[str]) -> tuple[str, Any, Recipe | None]:
+    """A model's name, what it is, and the recipe where one is named."""
     from triform import hub
     from triform.planner.quantities import is_count
 
@@ -195,16 +212,13 @@ def _model(words: list[str], setting: dict[str, Any]) -> tuple[str, Any, dict[st
     if is_count(name) and not Path(name).exists():
         if overrides:
             raise ValueError(f"a size has no fields to override, got {overrides[0]!r}; name a preset or a configuration")
-        return name, name, setting
+        return name, name, None
     if _is_recipe(name):
-        from triform.train.outlook import setting_of
         from triform.train.recipe import read_recipe
 
         recipe = read_recipe(name, overrides)
-        how = asdict(setting_of(recipe))
-        del how["device"]  # the plan's hardware decides
-        return name, recipe.architecture(), how | setting
-    return name, hub.find_spec(name, overrides)[0], setting
+        return name, recipe.architecture(), recipe
+    return name, hub.find_spec(name, overrides)[0], None
 
 
 def _is_recipe(name: str) -> bool:

@@ -17,6 +17,7 @@ from .parallel import Shared, layouts, read_layout, share
 from .parameters import Part
 from .parameters import parameters as count_parameters
 from .setting import Setting
+from .time import Speed
 
 _LONGEST = 2**20  # tokens of a context and sequences of a batch that are looked for
 RESERVE = 0.08  # of a card's memory: the driver's own, and what fragmentation takes
@@ -82,8 +83,9 @@ class Data:
 class Plan:
     """The answers of `triform plan`.
 
-    tokens: positions that training reads in all, both sides of a pair counted. layouts: where a layout was asked for, the
-    one that memory and time are of, and others that fit.
+    tokens: positions that training reads in all, both sides of a pair counted. generation: how fast one sequence of the plan's
+    length goes on; None for a model that generates nothing. layouts: where a layout was asked for, the one that memory and time
+    are of, and others that fit.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Plan:
     flops: Flops
     memory: Memories
     time: time.Time
+    generation: Speed | None
     data: Data | None
     cost: cost.Cost
     layouts: tuple[Shared, ...]
@@ -109,6 +112,7 @@ class Plan:
         if self.layouts:
             yield from self.layouts[0].lines
         yield from self.time.lines
+        yield from self.generation.lines if self.generation is not None else ()
         if self.data is not None:
             yield from self.data.loss.lines
             yield from self.data.distance.optimum.lines
@@ -137,6 +141,7 @@ class Plan:
                 "largest_batch": self.memory.largest_batch,
             },
             "time": {k: v for k, v in vars(self.time).items() if k != "lines"},
+            "generation": None if self.generation is None else {k: v for k, v in vars(self.generation).items() if k != "lines"},
             "data": None if data is None else _data(data),
             "cost": {k: v for k, v in vars(self.cost).items() if k not in ("lines", "region")} | {"region": self.cost.region.name},
             "layouts": [layout.to_dict() for layout in self.layouts],
@@ -209,6 +214,7 @@ def plan(
         flops=work,
         memory=_memories(spec, how, fleet, shared),
         time=spent,
+        generation=time.answers(spec, fleet, prompt=how.sequence, context=how.target_length, dtype=stored_dtype(how)),
         data=_text(spec, active, total, corpus),
         cost=cost.estimate(spent.expected_seconds, fleet, price=price, region=region, utilisation=spent.utilisation),
         layouts=tuple(shared),
@@ -326,8 +332,7 @@ def _memories(model: config.Model, setting: Setting, fleet: Fleet, shared: list[
     capacity, target = fleet.card.memory, setting.target if model.form == "encoder-decoder" else None
     room = round(capacity * (1 - RESERVE))
     text = any(isinstance(stack.input, config.Tokens) for stack in _stacks(model))
-    dtype = "bf16" if setting.precision == "fp8" else setting.precision
-    shape: dict[str, Any] = {"target": target, "dtype": dtype, "device": setting.device}
+    shape: dict[str, Any] = {"target": target, "dtype": stored_dtype(setting), "device": setting.device}
     training = memory.training(model, setting)
     if shared:
         training = replace(training, parts=shared[0].memory, largest=shared[0].memory)
@@ -338,6 +343,11 @@ def _memories(model: config.Model, setting: Setting, fleet: Fleet, shared: list[
         longest_context=memory.longest_context(model, room, limit=_LONGEST, **shape) if text else None,
         largest_batch=memory.largest_batch(model, room, context=setting.sequence, limit=_LONGEST, **shape),
     )
+
+
+def stored_dtype(setting: Setting) -> memory.Dtype:
+    """The type of the weights in inference."""
+    return "bf16" if setting.precision == "fp8" else setting.precision
 
 
 def _text(model: config.Model, active: int, tokens: int, corpus: int | str | None) -> Data | None:

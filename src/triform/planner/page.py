@@ -116,6 +116,10 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield data_size(plan.memory.training.total), f"memory of training, of {data_size(plan.memory.capacity)} on a device"
     at_peak = f"{duration(plan.time.ideal_seconds)} at the peak"
     yield duration(plan.time.expected_seconds), f"expected at {plan.time.utilisation:.0%} of the peak; {at_peak}"
+    if (speed := plan.generation) is not None:
+        read = f"{plan.setting.sequence:,} tokens are read in {duration(speed.prefill_seconds)}"
+        rate = speed.tokens_per_second
+        yield f"{rate:,.0f} tokens/s" if rate >= 10 else f"{rate:.2g} tokens/s", f"written for one sequence, bound by {speed.bound}; {read}"
     spent = plan.cost
     if spent.money is not None:
         yield f"{spent.money:,.2f} USD", f"{spent.card_hours:,.1f} device hours"

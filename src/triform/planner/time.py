@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from triform import config
+
+from . import flops, memory
 from .explain import Line
 from .hardware import Fleet
 
@@ -125,3 +128,32 @@ def generation(
              numbers={"batch": batch, "C": token_flops, "peak": fleet.peak(precision), "utilisation": share}, source=reason),
     )  # fmt: skip
     return Speed(prefill, step, batch / step if step else math.inf, "memory" if reading >= computing else "compute", lines)
+
+
+def answers(
+    model: config.Model, fleet: Fleet, *, prompt: int, context: int, batch: int = 1, dtype: memory.Dtype = "bf16"
+) -> Speed | None:
+    """How fast a model generates; None for one that does not.
+
+    A step reads a weight for each multiply-add of one token: neither the table of embeddings, nor experts that were not chosen, nor
+    an encoder. prompt: tokens that are read first, by the encoder where there is one. context: tokens of the decoder that the cache
+    of a sequence holds in the step, on average.
+    """
+    if not isinstance(model, config.Transformer) or model.decoder is None or not isinstance(model.head, config.LanguageModel):
+        return None
+    both = model.encoder is not None
+
+    def work(tokens: int, scored: int | None = None) -> int:
+        return flops.forward(model, prompt, tokens, scored) if both else flops.forward(model, tokens, None, scored)
+
+    once = max(0, 2 * work(1) - work(2))  # an encoder, and what cross-attention makes of what it read
+    held = memory.inference(model, context=prompt if both else context, target=context if both else None, dtype=dtype).parts
+    return generation(
+        fleet, "bf16" if dtype in ("int8", "int4") else dtype,
+        prompt_flops=work(1 if both else prompt, 1),
+        token_flops=(work(context) - once) / context,
+        weights=(work(1) - once) / 2 * memory.BITS[dtype] / 8,
+        cache=held.get("cache", 0) + held.get("cross_cache", 0),
+        batch=batch,
+        width=model.decoder.width,
+    )  # fmt: skip

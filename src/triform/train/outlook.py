@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,16 +16,20 @@ import torch
 
 from triform import config
 from triform.config.files import replacing
-from triform.objectives import Causal, Masked
-from triform.objectives.on_policy import longest_rows
-from triform.planner import Plan, Setting, hardware, memory, plan
+from triform.objectives import PPO, Causal, Masked
+from triform.objectives.on_policy import OnPolicy, longest_rows
+from triform.planner import Plan, Setting, cost, hardware, memory, plan
+from triform.planner.calibration import recall
 from triform.planner.describe import short
-from triform.planner.forecast import positions
+from triform.planner.explain import Line
+from triform.planner.forecast import positions, stored_dtype
 from triform.planner.quantities import data_size, duration
+from triform.planner.time import answers
 
 from .energy import Energy, meter
 from .peak import choose_precision
 from .recipe import Recipe
+from .rollouts import ROWS_AT_ONCE
 
 PLAN, FORECAST = "plan.json", "forecast.json"
 _PROCESS = psutil.Process()
@@ -76,8 +80,48 @@ def outlook(recipe: Recipe, model: config.Model, precision: str) -> Plan:
     if how.precision not in fleet.card.peak:
         # what the processor only emulates was not measured
         how = replace(how, precision="bf16" if how.precision == "fp8" and "bf16" in fleet.card.peak else "fp32")
-    tokens = recipe.train.steps * how.batch * how.accumulate * positions(model, how)
-    return plan(model, tokens=tokens, hardware="this", **asdict(how))
+    found = plan(model, tokens=positions_of(recipe, model, asdict(how)), hardware="this", **asdict(how))
+    return with_rollouts(found, recipe)
+
+
+def positions_of(recipe: Recipe, model: config.Model, setting: Mapping[str, Any]) -> int:
+    """The tokens that a recipe's steps read, rows counted with their full length; setting: the fields of `Setting`."""
+    how = Setting(**setting)
+    return recipe.train.steps * how.batch * how.accumulate * positions(model, how)
+
+
+def with_rollouts(found: Plan, recipe: Recipe, *, price: float | None = None, region: str | float = "world") -> Plan:
+    """A plan with the time in which the answers are written and scored that PPO and GRPO learn from, each as long as it may be.
+
+    Of another objective, and where the recipe was calibrated on this machine, whose steps then had that in them, it stays as it is.
+    """
+    spec = recipe.objective
+    measured = recall(found.model, found.setting)
+    if not isinstance(spec, OnPolicy) or (measured is not None and found.time.reason == measured.reason):
+        return found
+    how, model, rollouts = found.setting, found.model, -(-recipe.train.steps // spec.updates)
+    rows = how.batch * how.accumulate * spec.minibatches
+    before = 0 if model.form == "encoder-decoder" else spec.length
+    at_once, mean = min(rows, ROWS_AT_ONCE), before + (spec.max_new_tokens + 1) // 2
+    speed = answers(model, found.hardware, prompt=spec.length, context=mean, batch=at_once, dtype=stored_dtype(how))
+    if speed is None:
+        return found
+    writing = rows / at_once * (speed.prefill_seconds + spec.max_new_tokens * speed.step_seconds)
+    readings = (spec.kl > 0) + (spec.updates > 1 or isinstance(spec, PPO))
+    work = readings * rows * positions(model, how) * found.flops.forward
+    scoring = found.time.expected_seconds * work / found.flops.exact
+    line = Line(
+        name="time of the answers", formula="T = rollouts x (writing + scoring)", value=rollouts * (writing + scoring), unit="s",
+        numbers={"rollouts": rollouts, "writing": writing, "scoring": scoring}, source="every answer of max_new_tokens tokens",
+    )  # fmt: skip
+    spent = replace(
+        found.time,
+        expected_seconds=found.time.expected_seconds + line.value,
+        reason=f"{found.time.reason}; {duration(line.value)} of it to write and score answers of {spec.max_new_tokens} tokens",
+        lines=(*found.time.lines, line),
+    )
+    charged = cost.estimate(spent.expected_seconds, found.hardware, price=price, region=region, utilisation=spent.utilisation)
+    return replace(found, time=spent, cost=charged)
 
 
 def announce(found: Plan) -> str:

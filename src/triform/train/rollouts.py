@@ -39,7 +39,7 @@ from .recipe import TrainRecipe
 from .rewards import Answered, Rewards
 
 PART = "rollout.safetensors"
-_ROWS = 64  # answers that are written at once
+ROWS_AT_ONCE = 64  # answers that are written at once
 _SHOWN = 2000  # characters of a prompt or an answer on record
 
 
@@ -190,7 +190,7 @@ class Rollouts(Batches):
         hows = [how] * len(rows) if seeds is None else [replace(how, seed=seed) for seed in seeds]
         requests = [Request(ids=row["prompt"].tolist(), sampling=each) for row, each in zip(rows, hows, strict=True)]
         model = packed_copy(self.policy.model, self.policy.precision)
-        return run_together(model, self.objective.tokenizer, requests, rows=min(_ROWS, len(requests)))
+        return run_together(model, self.objective.tokenizer, requests, rows=min(ROWS_AT_ONCE, len(requests)))
 
     def _judged(self, rows: Sequence[Sample], runs: Sequence[TokenRun]) -> np.ndarray:
         """What the judges say of answers, (N, 1 + R)."""
