@@ -184,9 +184,8 @@ def test_adamw(dtype: torch.dtype) -> None:
     settings: Any = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.1}
     for step in range(3):
         gradient = torch.randn(40_003, generator=torch.Generator().manual_seed(step)).to(dtype)
-        training.adamw(
-            parameters[0], gradient, our_mean, our_square, step=step + 1.0, rate=0.01, betas=(0.9, 0.95), eps=1e-8, decay=0.1, scale=0.5
-        )
+        group = settings | {"betas": (0.9, 0.95)}
+        training.adamw(parameters[0], gradient, (our_mean, our_square), group, step=step + 1.0, scale=0.5)
         adamw(
             [parameters[1]], [0.5 * gradient.float()], [mean], [square], [], [count], fused=True, amsgrad=False, beta1=0.9, beta2=0.95,
             maximize=False, **settings,

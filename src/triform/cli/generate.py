@@ -16,6 +16,7 @@ from .models import MODEL, Precision, open_model, progress, texts_of
 
 if TYPE_CHECKING:
     from triform.generate import Conversation, Generation, Sampling
+    from triform.generate.fewshot import FewShot
     from triform.generate.speculative import Draft, Lookup
 
 app = typer.Typer(add_completion=False)
@@ -129,25 +130,28 @@ def generate(
     if task is not None:
         asked = [task.conversation(text) if chat else task.prompt(text) for text in texts]
     several = num_return_sequences or 1
-    if len(texts) == several == 1 and not as_json and task is None:
+    streams = len(texts) == several == 1 and not as_json and task is None
+    if streams:
         found = _stream(model, tokenizer, asked[0], sampling, texts[0] if continues else "", proposals)
     else:
         found = _all(model, tokenizer, asked, sampling, proposals)
     if proposals is not None:
         print(f"triform: {rate_of(found)}", file=sys.stderr)
-    if len(texts) == several == 1 and not as_json and task is None:
-        return
-    texts = [text for text in texts for _ in range(several)]
+    if not streams:
+        _tell([text for text in texts for _ in range(several)], found, task=task, as_json=as_json, continues=continues)
+
+
+def _tell(texts: list[str], found: list[Generation], *, task: FewShot | None, as_json: bool, continues: bool) -> None:
+    """Print what was generated, as JSON, as answers to examples, or as texts, after those that they continue."""
     if as_json:
         rows: list[dict[str, Any]] = [{"prompt": text} | asdict(one) for text, one in zip(texts, found, strict=True)]
         if task is not None:
             rows = [row | {"answer": task.parse(row["text"])} for row in rows]
         print(json.dumps(rows, ensure_ascii=False, indent=2))
-        return
-    if task is not None:
+    elif task is not None:
         print("\n".join(one.text.strip() for one in found))
-        return
-    print(("\n\n" if continues else "\n").join((text if continues else "") + one.text for text, one in zip(texts, found, strict=True)))
+    else:
+        print(("\n\n" if continues else "\n").join((text if continues else "") + one.text for text, one in zip(texts, found, strict=True)))
 
 
 def _biases(pairs: Sequence[str]) -> dict[int, float]:

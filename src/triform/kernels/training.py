@@ -8,8 +8,9 @@ Shapes: R rows, D width, B batch, H heads, G key-value heads, T tokens or querie
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ctypes import byref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ca
     """
     batch, heads, tokens, width = query.shape
     out = query.new_empty(batch, tokens, heads, width).transpose(1, 2)
-    _attend(query, key, value, mask, causal, scale, out=out)
+    _attend(query, key, value, (mask, causal, scale), out=out)
     return out
 
 
@@ -169,15 +170,16 @@ def attention_gradients(
         gradient = gradient.contiguous()
     by = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in (query, key, value)]
     by_mask = None if mask is None or not mask.requires_grad else torch.zeros(mask.shape)
-    _attend(query, key, value, mask, causal, scale, out=gradient, by=by, by_mask=by_mask)
+    _attend(query, key, value, (mask, causal, scale), out=gradient, by=by, by_mask=by_mask)
     return by[0], by[1], by[2], by_mask
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float, *, out: Tensor, by: Sequence[Tensor] = (),
+    query: Tensor, key: Tensor, value: Tensor, how: tuple[Tensor | None, bool, float], *, out: Tensor, by: Sequence[Tensor] = (),
     by_mask: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """`out` is the result, or where gradients are to be made in `by`, that by the result."""
+    """how: the mask, whether it is causal, and the scale. `out` is the result, or where gradients are to be made in `by`, that by it."""
+    mask, causal, scale = how
     batch, heads, tokens, width = query.shape
     work = Attending(
         query=_at(query), key=_at(key), value=_at(value), mask=_at(mask), by_mask=_at(by_mask), query_strides=query.stride()[:3],
@@ -199,14 +201,18 @@ def _attend(
 
 
 def adamw(
-    values: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *, step: float, rate: float, betas: tuple[float, float], eps: float,
-    decay: float, scale: float,
-) -> None:  # fmt: skip
-    """A step of AdamW in place, with the gradient times `scale`; `step` counts from 1, values and moments are contiguous and in fp32."""
+    values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], group: Mapping[str, Any], *, step: float, scale: float
+) -> None:
+    """A step of AdamW in place, with the gradient times `scale`; `step` counts from 1, values and moments are contiguous and in fp32.
+
+    group: `lr`, `betas`, `eps` and `weight_decay`, as a group of torch's optimizer has them.
+    """
     gradient = gradient.contiguous()
+    betas: tuple[float, float] = group["betas"]
     work = AdamW(
-        gradient=_at(gradient), values=_at(values), mean=_at(mean), square=_at(square), count=values.numel(), rate=rate, decay=decay,
-        beta1=betas[0], beta2=betas[1], eps=eps, correction1=1 - betas[0] ** step, correction2=1 - betas[1] ** step, scale=scale,
+        gradient=_at(gradient), values=_at(values), mean=_at(moments[0]), square=_at(moments[1]), count=values.numel(),
+        rate=group["lr"], decay=group["weight_decay"], beta1=betas[0], beta2=betas[1], eps=group["eps"],
+        correction1=1 - betas[0] ** step, correction2=1 - betas[1] ** step, scale=scale,
         kind=_KINDS[gradient.dtype],
     )  # fmt: skip
     native = _native()

@@ -20,19 +20,19 @@ from triform.data.shards import Shards
 from .answers import answer_batch, need_answers
 from .base import Batch, Loss, Objective, Sample, Samples, columns_of
 from .log_probs import log_probs
-from .preference import AnswerRows, check_lengths, cut_answers, longest_answers, reference_columns, reference_of, written
+from .preference import AnswerRows, JudgedAnswers, cut_answers, reference_columns, reference_of, written
 from .preference_losses import Answers, above
 
 _SIDES = ("answer", "other")
 
 
 @spec
-class KTO:
+class KTO(JudgedAnswers):
     """Rows of a prompt with a `completion` and a `label`, true for a good answer; or pairs, which count as one of each.
 
     beta: how much straying from the reference counts; less lets the model go further. desirable, undesirable: the weights of good
     and bad answers; where one kind is rarer, the authors raise its weight until the sums are within 1 to 4/3 of each other.
-    length, target_length: as for `Preference`.
+    length, target_length: as `JudgedAnswers` says.
 
     How far the model is from the reference is estimated on the answers to other prompts of a micro-batch, so a small `train.batch`
     makes it noisy, and `train.accumulate` does not help.
@@ -41,22 +41,11 @@ class KTO:
     beta: float = 0.1
     desirable: float = 1.0
     undesirable: float = 1.0
-    length: int = 512
-    target_length: int | None = None
 
     def __post_init__(self) -> None:
-        check_lengths(self)
+        super().__post_init__()
         for name in ("beta", "desirable", "undesirable"):
             above(name, getattr(self, name))
-
-    @property
-    def rows_a_sample(self) -> int:
-        """Rows that a model reads for an answer: it, and another's, which is only looked at."""
-        return 2
-
-    def longest(self) -> dict[str, tuple[str, int]]:
-        """For each stack the field that decides on its longest row, and that row's tokens."""
-        return longest_answers(self)
 
     def texts(self, row: Mapping[str, Any]) -> Iterator[str]:
         """The texts of a row, for a tokenizer to be trained on."""

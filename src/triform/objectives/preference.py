@@ -30,32 +30,49 @@ _SIDES = ("chosen", "rejected")
 
 
 @spec
-class Preference:
-    """Rows of a prompt with a `chosen` and a `rejected` answer (see `triform.data.conversations`).
+class JudgedAnswers:
+    """What `Preference` and `KTO` share.
 
-    loss: DPO, IPO, SimPO or ORPO. sft: the weight of the chosen answers' negative log-likelihood a token, which is added to it
-    (Pang et al. 2024). length: tokens of a prompt with its answer; of the prompt alone for an encoder-decoder, which has
-    `target_length` for its answer. What is too long loses the prompt's beginning or the answer's end.
+    length: tokens of a prompt with its answer; of the prompt alone for an encoder-decoder, which has `target_length` for its answer.
+    What is too long loses the prompt's beginning or the answer's end.
     """
 
-    loss: PairLoss = DPO()
-    sft: float = 0.0
     length: int = 512
     target_length: int | None = None
 
     def __post_init__(self) -> None:
-        check_lengths(self)
-        if self.sft < 0:
-            raise ValueError(f"sft: expected 0 or more, got {self.sft}")
+        for name, least in (("length", 4), ("target_length", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected at least {least} tokens, got {value}")
 
     @property
     def rows_a_sample(self) -> int:
-        """Rows that a model reads for a pair."""
+        """Rows that a model reads: a pair's two, or for KTO an answer and another's, which is only looked at."""
         return 2
 
     def longest(self) -> dict[str, tuple[str, int]]:
         """For each stack the field that decides on its longest row, and that row's tokens."""
-        return longest_answers(self)
+        if self.target_length is None:
+            return {"decoder": ("length", self.length)}
+        return {"encoder": ("length", self.length), "decoder": ("target_length", self.target_length)}
+
+
+@spec
+class Preference(JudgedAnswers):
+    """Rows of a prompt with a `chosen` and a `rejected` answer (see `triform.data.conversations`).
+
+    loss: DPO, IPO, SimPO or ORPO. sft: the weight of the chosen answers' negative log-likelihood a token, which is added to it
+    (Pang et al. 2024). length, target_length: as `JudgedAnswers` says.
+    """
+
+    loss: PairLoss = DPO()
+    sft: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sft < 0:
+            raise ValueError(f"sft: expected 0 or more, got {self.sft}")
 
     def texts(self, row: Mapping[str, Any]) -> Iterator[str]:
         """The texts of a row, for a tokenizer to be trained on."""
@@ -66,21 +83,6 @@ def preference_texts(row: Mapping[str, Any]) -> Iterator[str]:
     """The texts of a row with two answers."""
     pair = preference(row)
     return (str(message.get("content") or "") for message in (*pair.prompt, *pair.chosen, *pair.rejected))
-
-
-def check_lengths(spec: Any) -> None:
-    """Raise ValueError unless the fields `length` and `target_length` have room for a prompt and an answer."""
-    for name, least in (("length", 4), ("target_length", 2)):
-        value = getattr(spec, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least} tokens, got {value}")
-
-
-def longest_answers(spec: Any) -> dict[str, tuple[str, int]]:
-    """`longest` of an objective of prompts and answers, with the fields `length` and `target_length`."""
-    if spec.target_length is None:
-        return {"decoder": ("length", spec.length)}
-    return {"encoder": ("length", spec.length), "decoder": ("target_length", spec.target_length)}
 
 
 @dataclass

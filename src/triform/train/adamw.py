@@ -36,10 +36,7 @@ class AdamW(torch.optim.AdamW):
         mean, square, betas = state["exp_avg"], state["exp_avg_sq"], group["betas"]
         if parameter.dtype == torch.float32 and parameter.is_contiguous() and native.serves(parameter, gradient, mean, square):
             state["step"] += 1
-            native.adamw(
-                parameter, gradient, mean, square, step=float(state["step"]), rate=group["lr"], betas=betas, eps=group["eps"],
-                decay=group["weight_decay"], scale=self.scale,
-            )  # fmt: skip
+            native.adamw(parameter, gradient, (mean, square), group, step=float(state["step"]), scale=self.scale)
             return
         wide = gradient.to(parameter.dtype)
         adamw(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +41,7 @@ from .reference import read_reference, reference, weights_hash, with_columns, wr
 from .rewards import Rewards
 from .rollouts import Policy, Reference, Rollouts
 from .samples import Samples, shown, write_samples
+from .signals import stop_flag
 from .state import held
 from .step import Steps
 from .track import Trackers
@@ -82,14 +81,7 @@ class Trainer(Steps):
     ) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_precision(self.settings.precision, self.device)
-        if self.settings.offload:
-            check_offload(self.device)
-        if self.settings.linear == "onednn":
-            check_onednn()
-        check_length(recipe)
-        if not force:
-            check_memory(recipe, total_memory(self.device))
+        self._check(force)
         start = None if self.settings.start is None else _start(self.settings.start)
         trackers = Trackers(self.settings.track, folder, config.to_dict(recipe, hint=Recipe))
         self.metrics = Metrics(folder, trackers)
@@ -106,36 +98,59 @@ class Trainer(Steps):
         for name, value in facts.items():
             if saved and saved[name] != value:
                 raise ValueError(f"{folder}: the {name} is not the one this run began with; change it back, or start a new one with --out")
-        adapter = self.settings.adapter
-        make = build if adapter is None or adapter.quantize is None else build_quantized
-        self.model = make(self.spec, device=self.device, seed=self.settings.seed)
-        answers = isinstance(self.objective, OnPolicyObjective)
-        refers = isinstance(self.objective, OnPolicyObjective) and self.objective.needs_reference
-        if start is not None and (newest is None or refers or adapter is not None):
-            self._begin_from(start)
-        if adapter is not None:
-            facts["base"] = self._base(saved)
-            add_adapter(self.model, adapter, seed=self.settings.seed)
-        if self.objective.compares or refers:
-            facts["start"] = saved["start"] if saved else weights_hash(self.model)
-        if refers and facts["start"] != weights_hash(self.model):
-            raise ValueError(_OTHER_START.format(folder))
+        facts |= self._build(start, saved)
         precision = saved["precision"] if saved else choose_precision(self.settings.precision, self.device)
         # A resumed run goes on with the products it began with: another machine, or another measurement, would choose others.
         ways = {"linear": saved.get("linear", "torch"), "compiled": saved.get("compiled", False)} if saved else {}
         self.objective.attach(self.model)
         super().__init__(self.spec, self.model, self.objective, self.settings, precision=precision, **ways)
-        batches = self._rollouts(refers) if answers else partial(Batches, self.objective)
+        batches: Callable[..., Batches] = partial(Batches, self.objective)
+        if isinstance(self.objective, OnPolicyObjective):
+            batches = self._rollouts(self.objective)
         self.train = batches(prepared.train, self.settings)
         self.train.check()
         self.validation = batches(prepared.validation, self.settings) if len(prepared.validation) else None
         if self.objective.compares:
-            again = start if newest is not None and adapter is None else None
+            again = start if newest is not None and self.settings.adapter is None else None
             self._refer(facts | {"precision": precision}, again, progress=progress)
         if newest is not None:
             load_checkpoint(newest, self.model, self.optimizer, self.average)
             self.train.take_up(newest)
-        facts |= {"precision": precision, "linear": self.linear, "compiled": self.compiled is not None}
+        self._remember(saved, facts | {"precision": precision, "linear": self.linear, "compiled": self.compiled is not None})
+        wanted, labels = self.settings.samples, getattr(recipe.objective, "labels", ())
+        chats = self.objective.chats
+        self.samples = None if wanted is None else Samples(wanted, self.model, self.tokenizer, labels, self.settings.seed, chats=chats)
+
+    def _check(self, force: bool) -> None:
+        """Raise ValueError for what this machine cannot do; by force its memory is not asked."""
+        check_precision(self.settings.precision, self.device)
+        if self.settings.offload:
+            check_offload(self.device)
+        if self.settings.linear == "onednn":
+            check_onednn()
+        check_length(self.recipe)
+        if not force:
+            check_memory(self.recipe, total_memory(self.device))
+
+    def _build(self, start: hub.Checkpoint | None, saved: dict[str, Any] | None) -> dict[str, Any]:
+        """Build the model, as `start` has it where the run, its adapter or its reference begins there; what a resume must find again."""
+        adapter, found = self.settings.adapter, dict[str, Any]()
+        make = build if adapter is None or adapter.quantize is None else build_quantized
+        self.model = make(self.spec, device=self.device, seed=self.settings.seed)
+        refers = isinstance(self.objective, OnPolicyObjective) and self.objective.needs_reference
+        if start is not None and (saved is None or refers or adapter is not None):
+            self._begin_from(start)
+        if adapter is not None:
+            found["base"] = self._base(saved)
+            add_adapter(self.model, adapter, seed=self.settings.seed)
+        if self.objective.compares or refers:
+            found["start"] = saved["start"] if saved else weights_hash(self.model)
+        if refers and found["start"] != weights_hash(self.model):
+            raise ValueError(_OTHER_START.format(self.folder))
+        return found
+
+    def _remember(self, saved: dict[str, Any] | None, facts: dict[str, Any]) -> None:
+        """Take up the counters and what goes on from step to step, or begin them."""
         counts: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0, "best": None, "validated": None, "last": {}}
         self.state: dict[str, Any] = saved or counts | {"guard": None, **facts}
         self._note_threads()
@@ -146,9 +161,6 @@ class Trainer(Steps):
         if isinstance(self.train, Rollouts):
             self.state["rollouts"] = self.train.policy.memory = self.state.get("rollouts") or self.train.policy.memory
         self.last: dict[str, Any] = self.state["last"]
-        wanted, labels = self.settings.samples, getattr(recipe.objective, "labels", ())
-        chats = self.objective.chats
-        self.samples = None if wanted is None else Samples(wanted, self.model, self.tokenizer, labels, self.settings.seed, chats=chats)
 
     def _begin_from(self, start: hub.Checkpoint) -> None:
         tokenizer = start.tokenizer()
@@ -187,14 +199,13 @@ class Trainer(Steps):
             raise ValueError(_OTHER_START.format(self.folder))
         return found
 
-    def _rollouts(self, refers: bool) -> Callable[..., Batches]:
+    def _rollouts(self, objective: OnPolicyObjective) -> Callable[..., Batches]:
         """What makes the batches of an objective that learns from the model's own answers, by the weights as they are now."""
-        assert isinstance(self.objective, OnPolicyObjective)
         assert isinstance(self.model, Transformer)
-        rewards = Rewards(self.objective.spec.judges, self.device)
+        rewards = Rewards(objective.spec.judges, self.device)
         policy = Policy(self.model, rewards, self._autocast, "bf16" if self.precision == "bf16" else "auto", file=self.folder / ROLLOUTS)
-        policy.reference = Reference(self.objective, self.model) if refers else None
-        return partial(Rollouts, self.objective, policy=policy)
+        policy.reference = Reference(objective, self.model) if objective.needs_reference else None
+        return partial(Rollouts, objective, policy=policy)
 
     def _note_threads(self) -> None:
         """Say so where a run goes on with another number of threads: kernels share sums out among them, and so round otherwise."""
@@ -213,7 +224,7 @@ class Trainer(Steps):
             keep_until(self.folder / name, self.state["step"])
         if self.validation is not None and self.state["step"] == 0 and isinstance(self.train, Rollouts):
             self.last |= self._validate(0)  # how good the answers are before anything is learned from them
-        with _stop_flag() as stopped:
+        with stop_flag() as stopped:
             for step in range(self.state["step"], self.settings.steps):
                 self.last |= self._step(step)
                 done = step + 1
@@ -318,27 +329,6 @@ def _start(path_or_name: str) -> hub.Checkpoint:
         return hub.Checkpoint.open(path_or_name)
     except ValueError as error:
         raise ValueError(f"train.start: {error}") from None
-
-
-@contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """Set by SIGINT or SIGTERM, so that a step ends and a checkpoint is written; a second signal stops at once."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def handler(number: int, _: Any) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
 
 
 def run(
