@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from triform import config, hub
+from triform.hub.facts import facts
 from triform.nn.adapter import adapter_parts, add_adapter, build_quantized
 
 NAME = "base_model.model.decoder.layers.0.attention.body.query"
@@ -25,16 +26,30 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+def adapted(base: Path) -> Any:
+    """The model with a new adapter."""
+    model = hub.load(base)[0]
+    add_adapter(model, config.Adapter(rank=2, targets=("query",)), seed=0)
+    return model
+
+
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
     """An adapter of it."""
-    model = hub.load(base)[0]
-    add_adapter(model, config.Adapter(rank=2, targets=("query",)), seed=0)
+    model = adapted(base)
     with torch.no_grad():
         for part in adapter_parts(model).values():
             part.lora_b.add_(0.1)
     hub.save_adapter(model, None, tmp_path / "adapter", base)
     return tmp_path / "adapter"
+
+
+def test_what_the_folder_of_an_adapter_holds(base: Path, adapter: Path) -> None:
+    found, of_model = facts(adapter), facts(base)
+    assert found.adapter == f"LoRA of rank 2 for {base}"
+    assert sum(found.numbers.values()) == sum(part.lora_a.numel() + part.lora_b.numel() for part in adapter_parts(adapted(base)).values())
+    assert 0 < found.bytes < of_model.bytes
+    assert of_model.adapter is None
 
 
 def say(folder: Path, **fields: Any) -> None:

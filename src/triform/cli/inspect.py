@@ -90,6 +90,10 @@ def _files(place: Path) -> str:
     found = facts(place)
     numbers = ", ".join(f"{short(count)} in {kind}" for kind, count in found.numbers.items())
     weights = f"weights: {data_size(found.bytes)}, {numbers}" if numbers else "weights: not here"
+    if found.adapter is not None:
+        weights = f"{found.adapter}; {weights}"
+        if not found.tokenizer:
+            return f"{weights}\ntokenizer: that of the model"
     chat = "with a chat template" if found.chat_template else "no chat template"
     tokenizer = f"tokenizer: {found.tokenizer}, {found.vocab_size:,} tokens, {chat}" if found.tokenizer else "tokenizer: none"
     return f"{weights}\n{tokenizer}"
