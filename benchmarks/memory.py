@@ -100,6 +100,9 @@ TRAININGS = [
     Training("bart-base", {"batch": 2, "sequence": 256, "target": 64, "rows": "padded"}),
     Training("bart-base", {"batch": 1, "sequence": 384, "target": 96, "recompute": "full", "optimizer": "adamw8bit"}),
     Training("chatlm-mini-chinese", {"batch": 1, "sequence": 128, "target": 128, "optimizer": "adafactor", "recompute": "full"}),
+    Training("smollm2-135m", {"batch": 4, "sequence": 256, "adapter": config.Adapter(rank=16)}),
+    Training("smollm2-135m", {"batch": 4, "sequence": 256, "adapter": config.Adapter(rank=16, quantize="nf4"), "recompute": "full"}),
+    Training("t5-base", {"batch": 2, "sequence": 128, "target": 64, "precision": "fp32", "adapter": config.Adapter(kind="dora")}),
 ]
 
 GENERATIONS = [
@@ -131,9 +134,13 @@ def train_two_steps(model: config.Model, setting: Setting, begun: Callable[[], N
     is_language_model = isinstance(getattr(model, "head", None), config.LanguageModel)
     kind: Any = CausalObjective if is_language_model else ClassificationObjective
     spec = Causal() if is_language_model else Classification(labels=("a", "b"))
-    names = ("batch", "accumulate", "optimizer", "recompute", "offload")
-    recipe = TrainRecipe(steps=10, warmup=0, ema=0.999 if setting.average else None, **{name: getattr(setting, name) for name in names})
-    steps = Steps(model, nn.build(model, seed=0), kind(spec, None), recipe, precision=setting.precision)
+    names, adapter = ("batch", "accumulate", "optimizer", "recompute", "offload", "adapter"), setting.adapter
+    more: dict[str, Any] = {"ema": 0.999 if setting.average else None, "start": None if adapter is None else "-"}
+    recipe = TrainRecipe(steps=10, warmup=0, **more, **{name: getattr(setting, name) for name in names})
+    built = nn.build(model, seed=0)
+    if adapter is not None:
+        nn.add_adapter(built, adapter, seed=0)
+    steps = Steps(model, built, kind(spec, None), recipe, precision=setting.precision)
 
     def step(number: int = 2) -> None:
         batches = [made_batch(model, setting, number + place) for place in range(setting.accumulate)]
@@ -295,6 +302,8 @@ def row(number: int, case: Training | Generating, found: dict[str, Any]) -> str:
             lengths = f"{s.batch} x 197"
         extra = [s.rows] * (s.rows != "full") + [s.attention] * (s.attention != "sdpa")
         extra += [f"accumulate {s.accumulate}"] * (s.accumulate > 1)
+        if s.adapter is not None:
+            extra.append(f"{s.adapter.kind} of rank {s.adapter.rank}" + (f" on {s.adapter.quantize}" if s.adapter.quantize else ""))
         how = [lengths, s.optimizer, s.precision, s.recompute, ", ".join(extra)]
     else:
         how = [f"{case.batch} x {case.prompt} + {case.new}", case.dtype, "padded" if case.padded else ""]

@@ -81,6 +81,11 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("t5-small", (), {"target": 32, "rows": "padded", "recompute": "full", "precision": "fp32"}),
     ("bart-base", (), {"target": 32, "recompute": "selective"}),
     ("transformer-base", (), {"target": 64, "accumulate": 2, "rows": "packed"}),
+    ("llama-3-8b", (), {"adapter": config.Adapter(rank=4)}),
+    ("llama-3-8b", (), {"adapter": config.Adapter(rank=4, quantize="nf4"), "precision": "fp32", "recompute": "full"}),
+    ("gpt2", (), {"adapter": config.Adapter(rank=8, kind="dora", targets=("query", "up")), "batch": 8}),
+    ("t5-small", (), {"target": 32, "adapter": config.Adapter(rank=4, kind="dora"), "precision": "fp32"}),
+    ("distilbert-base", ("head={kind: Classify, labels: 2, transform: tanh}",), {"adapter": config.Adapter(rank=4), "batch": 8}),
 ]
 
 

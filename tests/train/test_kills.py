@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import yaml
 from kills import Killer, Report, differences
-from recipes import LINES, OBJECTIVES, plain, write_data
+from recipes import LINES, OBJECTIVES, plain, recipe, write_data
+
+from triform.train import run
 
 KILLS = int(os.environ.get("TRIFORM_KILLS", 20))
 SEED = int(os.environ.get("TRIFORM_KILLS_SEED", random.SystemRandom().randrange(10**6)))
@@ -57,6 +59,20 @@ def test_a_run_of_each_objective(kind: str, killer: Killer, texts: Path, tmp_pat
     settings = plain(kind, texts, steps=12, checkpoint_every=1, validate_every=4, validation_batches=2, keep=2, guard={}, ema=0.9)
     command = ["train", save(tmp_path, settings), "--resume", "--out", str(tmp_path / "run")]
     check(killer.work(command, tmp_path / "run", KILLS, SEED), KILLS, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [("Instruction", {"quantize": "nf4"}), ("DPO", {}), ("GRPO", {"kind": "dora"}), ("Classification", {})],
+)
+def test_a_run_of_an_adapter(kind: str, adapter: dict[str, Any], killer: Killer, texts: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    run(recipe("Masked" if kind == "Classification" else "Causal", texts, steps=3), base, report=lambda row: None)
+    adapted = {"rank": 2, "dropout": 0.1} | adapter
+    settings = plain(kind, texts, steps=12, checkpoint_every=1, validate_every=4, keep=2, start=str(base / "model"), adapter=adapted)
+    settings["tokenizer"] = {"path": str(base / "model")}
+    command = ["train", save(tmp_path, settings), "--resume", "--out", str(tmp_path / "run")]
+    check(killer.work(command, tmp_path / "run", KILLS, SEED), KILLS, f"{kind}, an adapter")
 
 
 def test_data_that_are_prepared(killer: Killer, tmp_path: Path) -> None:
