@@ -22,7 +22,7 @@ from triform.nn import Transformer, add_adapter, build
 from triform.nn.adapter import build_quantized
 from triform.objectives import Batch, Objective
 from triform.objectives.on_policy import OnPolicyObjective
-from triform.planner.machine import matmul_peak, total_memory
+from triform.planner.machine import total_memory
 
 from .allocator import keeping_memory
 from .batches import Batches
@@ -33,7 +33,7 @@ from .metrics import Metrics, Report, keep_until, plot_curves, progress_bar
 from .offload import check_offload
 from .onednn import check_onednn
 from .outlook import announce, check_memory, measuring, outlook, resident, write_comparison, write_plan
-from .peak import check_precision, choose_precision
+from .peak import check_precision, choose_precision, peak
 from .prepare import Prepared, check_length, prepare, text_fingerprint
 from .preview import show_example
 from .recipe import Recipe
@@ -218,7 +218,7 @@ class Trainer(Steps):
 
     def fit(self, report: Report) -> bool:
         """Run the steps that are left. False when interrupted by a signal, with a checkpoint written."""
-        self.peak = matmul_peak(self.precision, self.device)
+        self.peak = peak(self.precision, self.device)
         self.metrics.start(self.state["step"])
         for name in (SKIPPED, SAMPLES, ROLLOUTS):
             keep_until(self.folder / name, self.state["step"])
