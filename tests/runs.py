@@ -34,13 +34,13 @@ def killed_at(step: int) -> Any:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves: weights, the last checkpoint with the optimizer's state, metrics but for the timings."""
+    """What a run leaves: weights or those of an adapter, the last checkpoint with the optimizer's state, metrics but for the timings."""
     last = sorted((folder / "checkpoints").iterdir())[-1]
     state = json.loads((last / "state.json").read_text("utf-8"))
     without = {k: v for k, v in state.items() if k not in ("seconds", "last")}
     without["last"] = {k: v for k, v in state["last"].items() if k not in TIMINGS}
     return {
-        "model": load_file(folder / "model" / "model.safetensors"),
+        "model": load_file(*(folder / "model").glob("*model.safetensors")),
         "weights": load_file(last / "model.safetensors"),
         "optimizer": load_file(last / "optimizer.safetensors"),
         "average": load_file(last / "average.safetensors") if (last / "average.safetensors").exists() else {},
