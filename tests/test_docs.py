@@ -265,7 +265,8 @@ def _shrunk(recipe: Path) -> str:
         return read(recipe)  # small as it is, or of a public model, and not run
     sides = [side for side in ("encoder", "decoder") if getattr(config.preset(found.model), side)]
     changes = SMALL + [f"model.{side}.{change}" for side in sides for change in TINY]
-    changes += ["tokenizer.vocab_size=40"] + [f"model.{side}.pattern[0].feed_forward.hidden=16" for side in sides]
+    few = ("feed_forward.hidden=16", "attention.heads=4")
+    changes += ["tokenizer.vocab_size=40"] + [f"model.{side}.pattern[0].{change}" for side in sides for change in few]
     changes += ["objective.length=16"] + (["objective.segmenter=characters"] if hasattr(found.objective, "segmenter") else [])
     changes += ["data.tail=2"] if found.data.tail else []
     return yaml.safe_dump(config.to_dict(read_recipe(recipe, changes), hint=Recipe), allow_unicode=True)
