@@ -227,7 +227,7 @@ def within(asked: argparse.Namespace, folder: Path, minutes: float) -> dict[str,
     steps = CALIBRATION if asked.quick else max(CALIBRATION, int(0.97 * 60 * minutes / usual))
     found = one_of_ours(asked, folder, name, steps)
     if found["seconds"] > 60 * minutes:
-        found = one_of_ours(asked, folder, name, int(0.95 * steps * 60 * minutes / found["seconds"]))
+        found = one_of_ours(asked, folder, name, int(0.93 * steps * 60 * minutes / found["seconds"]))
     _say(f"{minutes:g} minutes: loss {found['loss_at_length']:.4f} after {found['seconds']:.1f} s")
     return {"minutes": minutes, **found}
 
