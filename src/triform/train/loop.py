@@ -145,7 +145,7 @@ class Trainer(Steps):
             add_adapter(self.model, adapter, seed=self.settings.seed)
         if self.objective.compares or refers:
             found["start"] = saved["start"] if saved else weights_hash(self.model)
-        if refers and found["start"] != weights_hash(self.model):
+        if refers and saved and saved["start"] != weights_hash(self.model):
             raise ValueError(_OTHER_START.format(self.folder))
         return found
 
