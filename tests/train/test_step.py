@@ -129,6 +129,24 @@ def test_recomputing_changes_no_bit_of_a_gradient(kind: str, data: Path, tmp_pat
     assert apart(plainly, found(3, "full", before)) > 0
 
 
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_gradients_of_recomputed_layers_stay_as_narrow(how: str, data: Path, tmp_path: Path) -> None:
+    """Those of the layers' matrices in 16 bits, where products are, with or without recomputing, and all else in 32."""
+    made = Trainer(recipe("Causal", data, precision="bf16"), tmp_path / "run", progress=False)
+    batches, found = made.train.step(0), []
+    for choice in ("none", how):
+        made.model.zero_grad()
+        made.settings = replace(made.settings, recompute=choice)
+        made.gradients(0, batches)
+        found.append({n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None})
+    plainly, again = found
+    assert {n: g.dtype for n, g in again.items()} == {n: g.dtype for n, g in plainly.items()}
+    assert all(torch.equal(plainly[n], again[n]) for n in plainly)
+    assert {n for n, g in again.items() if g.dtype == torch.bfloat16} == {
+        n for n, g in plainly.items() if ".layers." in n and g.ndim == 2
+    }
+
+
 def documents_of(batch: Batch) -> list[Batch]:
     """The packed documents of a batch, each as a row of a batch of its own."""
     found = []

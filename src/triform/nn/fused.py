@@ -162,6 +162,7 @@ class _Inner(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(left, right, weight, bias)
         ctx.functions, ctx.how, dtype = functions, how, left.dtype
+        ctx.given = how.given(weight, dtype)
         with torch.autocast(left.device.type, enabled=False):
             return how.linear(_gated(left, right, functions), weight.to(dtype), None if bias is None else bias.to(dtype))
 
@@ -169,11 +170,11 @@ class _Inner(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         left, right, weight, bias = ctx.saved_tensors
-        by_h, _, _ = gradients(ctx.how, gradient, left, weight, None, (True, False, False))
+        by_h, _, _ = gradients(ctx.how, gradient, left, weight, None, (True, False, False), ctx.given)
         assert by_h is not None
         h, by_left, by_right = _gated_back(by_h, left, right, ctx.functions)
         assert h is not None
-        _, by_weight, by_bias = gradients(ctx.how, gradient, h, weight, bias, (False, *ctx.needs_input_grad[2:4]))
+        _, by_weight, by_bias = gradients(ctx.how, gradient, h, weight, bias, (False, *ctx.needs_input_grad[2:4]), ctx.given)
         return by_left, by_right, by_weight, by_bias, None, None
 
 

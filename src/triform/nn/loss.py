@@ -81,7 +81,8 @@ def _passes(
         if begin + joined >= len(states):
             del matrix
         if needs[1]:
-            by_weight = how.multiply_turned(gradient, states[part], None if by_weight is None else by_weight.to(wide))
+            by_weight = None if by_weight is None else by_weight.to(wide)
+            by_weight = how.multiply_turned(gradient, states[part], by_weight)
         del gradient
     if needs[1] and by_weight is None:  # nothing is scored
         by_weight = torch.zeros_like(matrix)

@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 _COPIED = 1 << 16  # numbers of a transposed matrix, which oneDNN copies first, at a time
+_TURNED = 4096  # rows of a product that is added in another dtype, which takes two copies, at a time
+_ADDED = 1 << 20  # numbers that are added in another dtype, which takes a copy, at a time
 _LEAST = 1 << 20  # multiplications, below which a call of oneDNN's costs more than it saves
 
 
@@ -63,7 +65,11 @@ class Products:
             return out
         if total is None:
             return a.t() @ b
-        return total.addmm_(a.t(), b) if total.dtype == a.dtype else total.add_(a.t() @ b)
+        if total.dtype == a.dtype:
+            return total.addmm_(a.t(), b)
+        for rows, columns in zip(torch.split(total, _TURNED), torch.split(a, _TURNED, 1), strict=True):
+            rows += columns.t() @ b
+        return total
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., K) times weight (N, K) transposed, plus bias (N,)."""
@@ -76,15 +82,18 @@ class Products:
         """Whether gradients of a table are added in place."""
         return self.in_place and table.is_leaf and table.requires_grad
 
-    def given(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of a layer's weight, in the dtype that autograd is to get it in."""
+    def given(self, weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+        """In what autograd is to get the gradient of a layer's weight, of products in `dtype`.
+
+        To be asked in the forward pass: what a recomputed block saves are copies of its weights, which are leaves no more.
+        """
         keep = self.narrow and weight.is_leaf and getattr(weight, "grad_dtype", weight.dtype) is None
-        return gradient if keep else gradient.to(weight.dtype)
+        return dtype if keep else weight.dtype
 
     def gather(self, table: Tensor, gradient: Tensor, scale: Tensor) -> None:
         """Add a gradient times a number to a table's; it is used up, and a narrower one may wait until `settle`."""
         if table.grad is not None:
-            table.grad.add_(gradient, alpha=float(scale))
+            _add(table.grad, gradient, float(scale))
         elif gradient.dtype == table.dtype:
             table.grad = gradient.mul_(scale)
         else:
@@ -107,9 +116,15 @@ class Products:
             if table.grad is None:
                 table.grad = gradient.to(table.dtype).mul_(scale)
             else:
-                table.grad.add_(gradient, alpha=float(scale))
+                _add(table.grad, gradient, float(scale))
             for ids, more in rows:
                 table.grad.index_add_(0, ids, more.to(table.dtype))
+
+
+def _add(total: Tensor, part: Tensor, scale: float) -> None:
+    """total += part * scale, both (V, D) and in one piece."""
+    for some, more in zip(total.view(-1).split(_ADDED), part.view(-1).split(_ADDED), strict=True):
+        some.add_(more, alpha=scale)
 
 
 def allow_narrow(parameters: Iterable[Tensor]) -> None:
@@ -153,14 +168,14 @@ def narrowed(device: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def gradients(
-    how: Products, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]
+    how: Products, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool], given: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of a linear layer by x, of x's dtype, and by its weight and bias; gradient and x are of one dtype."""
+    """Gradients of a linear layer by x, of x's dtype, by its weight, of dtype `given`, and by its bias; gradient and x are of one dtype."""
     rows, flat = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
     by_x, by_weight, by_bias = needs
     return (
         how.multiply(rows, weight.to(rows.dtype)).view_as(x) if by_x else None,
-        how.given(how.multiply(rows.t(), flat), weight) if by_weight else None,
+        how.multiply(rows.t(), flat).to(given) if by_weight else None,
         rows.sum(0).to(bias.dtype) if by_bias and bias is not None else None,
     )
 
@@ -170,7 +185,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, how: Products) -> Tensor:
         narrow = x.to(dtype)
         ctx.save_for_backward(narrow, weight, bias)
-        ctx.how, ctx.dtype = how, x.dtype
+        ctx.how, ctx.dtype, ctx.given = how, x.dtype, how.given(weight, dtype)
         with torch.autocast("cpu", enabled=False):
             return how.linear(narrow, weight.to(dtype), None if bias is None else bias.to(dtype))
 
@@ -178,7 +193,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        by_x, by_weight, by_bias = gradients(ctx.how, gradient, x, weight, bias, ctx.needs_input_grad[:3])
+        by_x, by_weight, by_bias = gradients(ctx.how, gradient, x, weight, bias, ctx.needs_input_grad[:3], ctx.given)
         return None if by_x is None else by_x.to(ctx.dtype), by_weight, by_bias, None, None
 
 

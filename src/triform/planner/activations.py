@@ -114,12 +114,13 @@ class Modules:
 
     def _product(self, x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tensor:
         tape = self.tape
-        if self.fused or _is_packed(weight):
+        packed = _is_packed(weight.tensor)
+        if self.fused or packed:
             read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
-            packed = _is_packed(weight)
             saves = () if packed else (read,)
             back = partial(_linear_back, before=1, narrow=self.narrow, packed=packed)
-            return self._narrowed(read, (weight, bias), (x,), saves, back)
+            layer = (weight.tensor, None if bias is None else bias.tensor)
+            return self._narrowed(read, weight.shape, layer, (x,), saves, back)
         matrix = tape.cast(weight.tensor, tape.compute)
         x = tape.cast(x, tape.compute)
         inputs = [x, matrix] if bias is None else [x, matrix, tape.cast(bias.tensor, tape.compute)]
@@ -135,14 +136,15 @@ class Modules:
         return y if bias is None else self.add(y, tape.cast(bias.tensor, tape.compute))
 
     def _narrowed(
-        self, read: Tensor, layer: tuple[Parameter, Parameter | None], inputs: tuple[Tensor, ...], saves: tuple[Tensor, ...], back: Back
-    ) -> Tensor:
-        """What a layer of this weight and bias makes of `read`; the weight is narrowed, or unpacked, for the moment only."""
+        self, read: Tensor, shape: tuple[int, ...], layer: tuple[Tensor, Tensor | None], inputs: tuple[Tensor, ...],
+        saves: tuple[Tensor, ...], back: Back,
+    ) -> Tensor:  # fmt: skip
+        """What a layer of this weight, of a `shape`, and bias makes of `read`; the weight is narrowed, or unpacked, for the moment only."""
         tape, (weight, bias) = self.tape, layer
-        made = tape.compute < weight.tensor.width or _is_packed(weight)
-        matrix = tape.new(weight.tensor.count, tape.compute, "casts") if made else None
-        inputs = (*inputs, weight.tensor) if bias is None else (*inputs, weight.tensor, bias.tensor)
-        out = tape.product(read.count // weight.shape[1] * weight.shape[0], tape.compute, inputs, saves, back=back)
+        made = tape.compute < weight.width or _is_packed(weight)
+        matrix = tape.new(weight.count, tape.compute, "casts") if made else None
+        inputs = (*inputs, weight) if bias is None else (*inputs, weight, bias)
+        out = tape.product(read.count // shape[1] * shape[0], tape.compute, inputs, saves, back=back)
         del matrix
         return out
 
@@ -295,13 +297,14 @@ class Modules:
 
     def feed_forward(self, x: Tensor, name: str, spec: config.FeedForward) -> Tensor:
         down = self.weights[f"{name}.down.weight"]
-        plain = not (self.has_adapter(f"{name}.down") or _is_packed(down))
+        plain = not (self.has_adapter(f"{name}.down") or _is_packed(down.tensor))
         if plain and self.fused and not spec.dropout and not self.runs_again and spec.activation in _INNER:
             left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
             inputs = (left, self.linear(x, f"{name}.up")) if spec.gated else (left,)
             h = self.tape.new(left.count, left.width)
-            layer = (down, self.weights.get(f"{name}.down.bias"))
-            return self._narrowed(h, layer, inputs, inputs, partial(_inner_back, before=len(inputs), narrow=self.narrow))
+            bias = self.weights.get(f"{name}.down.bias")
+            layer = (down.tensor, None if bias is None else bias.tensor)
+            return self._narrowed(h, down.shape, layer, inputs, inputs, partial(_inner_back, before=len(inputs), narrow=self.narrow))
         left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
         right = self.linear(x, f"{name}.up") if spec.gated else None
         if self.fused and spec.activation in _INNER:
@@ -365,6 +368,10 @@ class Modules:
 
         def linear(x: Tensor, name: str, inputs: int, outputs: int) -> Tensor:
             matrix, bias = matrices[name], matrices.get(f"{name}_bias")
+            if self.fused and tape.compute < matrix.width:
+                read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
+                back = partial(_linear_back, before=1, narrow=False)
+                return self._narrowed(read, (outputs, inputs), (matrix, bias), (x,), (read,), back)
             matrix, x = tape.cast(matrix, tape.compute), tape.cast(x, tape.compute)
             rest = [] if bias is None else [tape.cast(bias, tape.compute)]
             return tape.product(x.count // inputs * outputs, tape.compute, (x, matrix, *rest), (x, matrix))
@@ -379,9 +386,9 @@ class Modules:
         return linear(self.dropout(h, spec.expert.dropout), "down", hidden, width)
 
 
-def _is_packed(weight: Parameter) -> bool:
+def _is_packed(weight: Tensor) -> bool:
     """Whether a weight is kept in fewer bits than it computes with."""
-    return weight.tensor.storage.size < weight.tensor.count * weight.tensor.width
+    return weight.storage.size < weight.count * weight.width
 
 
 def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int, narrow: bool, packed: bool = False) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ from .setting import Setting
 from .tape import Node, Parameter, Storage, Tape, Tensor, new_each, same_each
 
 LOGITS = "logits"
+TURNED, ADDED = 4096, 1 << 20  # rows of a product, and numbers, that are added in another dtype at a time (see nn.products)
 
 
 def joined_rows(model_width: int, size: int) -> int:
@@ -335,8 +336,8 @@ class Pass:
                 by_weight = tape.new(vocabulary * width, compute, LOGITS)
             elif compute < wide:
                 by_weight = by_weight if by_weight.width == wide else tape.new(by_weight.count, wide, LOGITS)
-                product = tape.new(by_weight.count, compute, LOGITS)
-                tape.hold(self.modules.widened(by_weight, product), LOGITS)
+                product = tape.new(min(vocabulary, TURNED) * width, compute, LOGITS)
+                tape.hold(product.count * wide if self.modules.device == "cpu" else 0, LOGITS)
                 del product
             del kept
         del states
@@ -365,8 +366,11 @@ def _gathered_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | Non
     (_, _, _), (table, count, width), *_ = node.inputs
     saved = node.saved[1]
     assert isinstance(saved, Storage)
-    if isinstance(table, Parameter) and table.grad is None and saved.size != count * width:
-        tape.waiting[table] = saved
+    if isinstance(table, Parameter) and saved.size != count * width:
+        if table.grad is None:
+            tape.waiting[table] = saved
+        else:
+            tape.hold(width * min(count, ADDED))
     tape.gather(table, lambda: Tensor(saved, count, width))
     first = Node([], [], _scaled_by_loss, 0, node.layer)
     first.inputs, first.saved = [node.inputs[0], *node.inputs[2:]], [node.saved[0]]
