@@ -123,7 +123,7 @@ class Products:
 
 def _add(total: Tensor, part: Tensor, scale: float) -> None:
     """total += part * scale, both (V, D) and in one piece."""
-    for some, more in zip(total.view(-1).split(_ADDED), part.view(-1).split(_ADDED), strict=True):
+    for some, more in zip(torch.split(total.view(-1), _ADDED), torch.split(part.view(-1), _ADDED), strict=True):
         some.add_(more, alpha=scale)
 
 
