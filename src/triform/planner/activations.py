@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 
 from triform import config
 
+from .backward import addcmul_back, index_add_back, inner_back, linear_back
 from .setting import AttentionKernel, Device
-from .tape import Back, Node, Parameter, Storage, Tape, Tensor, same_each, widest_each
+from .tape import Back, Parameter, Storage, Tape, Tensor, same_each, widest_each
 
 MOST_KEYS = 4096  # up to which the CPU trains attention by a kernel of its own (see nn.fused)
 _INNER = ("relu", "gelu", "gelu_tanh", "silu")  # activations of nn.fused.inner
@@ -118,7 +119,7 @@ class Modules:
         if self.fused or packed:
             read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
             saves = () if packed else (read,)
-            back = partial(_linear_back, before=1, narrow=self.narrow, packed=packed)
+            back = partial(linear_back, before=1, narrow=self.narrow, packed=packed)
             layer = (weight.tensor, None if bias is None else bias.tensor)
             return self._narrowed(read, weight.shape, layer, (x,), saves, back)
         matrix = tape.cast(weight.tensor, tape.compute)
@@ -238,7 +239,7 @@ class Modules:
             return tape.op(x.count, x.width, (x,), turn)
         wide = tape.cast(x, tape.wide)
         first = tape.op(x.count, tape.wide, (wide,), turn[:1])
-        turned = tape.op(x.count, tape.wide, (first, tape.op(x.count, tape.wide, (wide,))), turn[1:], back=_addcmul)
+        turned = tape.op(x.count, tape.wide, (first, tape.op(x.count, tape.wide, (wide,))), turn[1:], back=addcmul_back)
         del first
         return tape.cast(turned, x.width)
 
@@ -304,7 +305,7 @@ class Modules:
             h = self.tape.new(left.count, left.width)
             bias = self.weights.get(f"{name}.down.bias")
             layer = (down.tensor, None if bias is None else bias.tensor)
-            return self._narrowed(h, down.shape, layer, inputs, inputs, partial(_inner_back, before=len(inputs), narrow=self.narrow))
+            return self._narrowed(h, down.shape, layer, inputs, inputs, partial(inner_back, before=len(inputs), narrow=self.narrow))
         left = self.linear(x, f"{name}.gate" if spec.gated else f"{name}.up")
         right = self.linear(x, f"{name}.up") if spec.gated else None
         if self.fused and spec.activation in _INNER:
@@ -356,7 +357,7 @@ class Modules:
         joined = tape.cast(tape.op(slots * width, parts[0].width, parts, back=same_each), tape.wide)
         weighted = tape.op(joined.count, tape.wide, (joined, weights), (joined, weights), back=widest_each)
         del joined
-        out = tape.op(x.count, tape.wide, (y, weighted), (places, weighted), back=_index_add)
+        out = tape.op(x.count, tape.wide, (y, weighted), (places, weighted), back=index_add_back)
         del order
         return out
 
@@ -370,7 +371,7 @@ class Modules:
             matrix, bias = matrices[name], matrices.get(f"{name}_bias")
             if self.fused and tape.compute < matrix.width:
                 read = x if x.width == tape.compute else tape.new(x.count, tape.compute)
-                back = partial(_linear_back, before=1, narrow=False)
+                back = partial(linear_back, before=1, narrow=False)
                 return self._narrowed(read, (outputs, inputs), (matrix, bias), (x,), (read,), back)
             matrix, x = tape.cast(matrix, tape.compute), tape.cast(x, tape.compute)
             rest = [] if bias is None else [tape.cast(bias, tape.compute)]
@@ -389,40 +390,6 @@ class Modules:
 def _is_packed(weight: Tensor) -> bool:
     """Whether a weight is kept in fewer bits than it computes with."""
     return weight.storage.size < weight.count * weight.width
-
-
-def _linear_back(tape: Tape, grad: Tensor, node: Node, before: int, narrow: bool, packed: bool = False) -> list[Tensor | None]:
-    """Gradients by x, weight and bias; the first two are made in the products' width and widened, but for the weight's where it is
-    to stay narrow. `before`: inputs before the weight."""
-    (to, count, width), (trained, size, wide), *bias = node.inputs[0], *node.inputs[before:]
-    matrix = tape.new(size, tape.compute) if tape.compute < wide or packed else None
-    by_x = None if to is None else tape.new(count, tape.compute)
-    del matrix
-    by_weight = None if trained is None else tape.new(size, tape.compute)
-    by_weight = by_weight if by_weight is None or narrow or tape.compute == wide else tape.new(size, wide)
-    by_bias = [None if to is None else tape.new(number, each) for to, number, each in bias]
-    if by_x is not None and width != tape.compute:
-        by_x = tape.new(count, width)
-    return [by_x, by_weight, *by_bias]
-
-
-def _inner_back(tape: Tape, grad: Tensor, node: Node, before: int, narrow: bool) -> list[Tensor | None]:
-    """The same behind an activation, which is made again, and its product with what is gated."""
-    _, count, width = node.inputs[0]
-    h, by_left = tape.new(count, width), tape.new(count, width)
-    by_h, *rest = _linear_back(tape, grad, node, before, narrow)
-    del h
-    return [by_left, by_h, *rest] if before == 2 else [by_left, *rest]
-
-
-def _addcmul(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
-    """To the term itself the gradient as it is, to the factor a new one."""
-    return [grad, tape.new(grad.count, grad.width)]
-
-
-def _index_add(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
-    _, (_, count, width) = node.inputs
-    return [grad, tape.new(count, width)]
 
 
 def weights(

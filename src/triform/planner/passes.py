@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from triform import config
 
 from .activations import Modules, Piece, Shape, Store, View
+from .backward import gathering_loss_back, lookup_back, loss_back
 from .setting import Setting
-from .tape import Node, Parameter, Storage, Tape, Tensor, new_each, same_each
+from .tape import Parameter, Storage, Tape, Tensor, new_each, same_each
 
 LOGITS = "logits"
-TURNED, ADDED = 4096, 1 << 20  # rows of a product, and numbers, that are added in another dtype at a time (see nn.products)
+TURNED = 4096  # rows of a product that is added in another dtype at a time (see nn.products)
 
 
 def joined_rows(model_width: int, size: int) -> int:
@@ -190,7 +191,7 @@ class Pass:
         tape, modules, width = self.tape, self.modules, scene.stack.width
         count = self.setting.batch * scene.length
         table = self.weights.get(f"{scene.name}.input.token.weight") or self.weights["encoder.input.token.weight"]
-        found = tape.op(count * width, table.tensor.width, (table.tensor,), back=_looked_up if modules.fused else new_each)
+        found = tape.op(count * width, table.tensor.width, (table.tensor,), back=lookup_back if modules.fused else new_each)
         x = modules.scaled(found, spec.scale)
         del found
         rows = self._rows(scene) * scene.length
@@ -342,44 +343,7 @@ class Pass:
             del kept
         del states
         if by_weight is None:
-            return tape.op(1, 4, (x,), (by_hidden,), back=_scaled_by_loss)
+            return tape.op(1, 4, (x,), (by_hidden,), back=loss_back)
         inputs = (x, table.tensor) if bias is None else (x, table.tensor, bias.tensor)
-        back = _gathered_by_loss if self.modules.fused else _scaled_by_loss
+        back = gathering_loss_back if self.modules.fused else loss_back
         return tape.op(1, 4, inputs, (by_hidden, by_weight), back=back)
-
-
-def _scaled_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
-    """In the place of what was saved, or wider."""
-    assert node.saved is not None
-    out: list[Tensor | None] = []
-    for (_, count, width), saved in zip(node.inputs, [*node.saved, None], strict=False):
-        if isinstance(saved, Storage) and saved.size == count * width:
-            out.append(Tensor(saved, count, width))
-            continue
-        out.append(tape.new(count, width))
-    return out
-
-
-def _gathered_by_loss(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
-    """The same, but for the table's, which is added in place."""
-    assert node.saved is not None
-    (_, _, _), (table, count, width), *_ = node.inputs
-    saved = node.saved[1]
-    assert isinstance(saved, Storage)
-    if isinstance(table, Parameter) and saved.size != count * width:
-        if table.grad is None:
-            tape.waiting[table] = saved
-        else:
-            tape.hold(width * min(count, ADDED))
-    tape.gather(table, lambda: Tensor(saved, count, width))
-    first = Node([], [], _scaled_by_loss, 0, node.layer)
-    first.inputs, first.saved = [node.inputs[0], *node.inputs[2:]], [node.saved[0]]
-    by_hidden, *by_bias = _scaled_by_loss(tape, grad, first)
-    return [by_hidden, None, *by_bias]
-
-
-def _looked_up(tape: Tape, grad: Tensor, node: Node) -> list[Tensor | None]:
-    """A token table's gradient, which is added in place."""
-    (table, count, width), *_ = node.inputs
-    tape.gather(table, lambda: tape.new(count, width))
-    return [None]
