@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,15 @@ import pytest
 from benchmarks.load import Server, end, load
 
 from triform import cli
+
+
+@pytest.fixture(autouse=True)
+def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's log goes to a standard error that ends with the test."""
+    for name in ("triform.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        for field, value in {"handlers": [], "propagate": logger.propagate, "level": logger.level}.items():
+            monkeypatch.setattr(logger, field, value)
 
 
 @pytest.mark.parametrize(
