@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import MISSING, fields
@@ -239,6 +240,13 @@ def test_the_catalogue_and_the_public_families_are_there(guide: Path) -> None:
     assert {name for row in families for name in re.findall(r"`([\w-]+)`", row[head.index("`model_type`")])} == READERS.keys()
     rows = next(rows for rows in tables(text) if rows[1][0] == "`runs/storyteller/model`")
     assert set(names.catalogue()) <= {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+@pytest.mark.parametrize("guide", PAIRS[1], ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_extra_is_there(guide: Path) -> None:
+    rows = next(rows for rows in tables(read(guide)) if rows[1][0] == "`demo`")[1:]
+    known = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row[0])] == list(known)
 
 
 def test_the_picture_is_of_the_models_there_are() -> None:

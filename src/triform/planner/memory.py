@@ -79,6 +79,9 @@ def training(model: config.Model, setting: Setting) -> Memory:
     for _ in range(min(setting.accumulate, 2)):  # the second finds gradients there, and any other is like it
         tape.backward(Pass(model, setting, tape, found).loss())
     ledger.moment = "optimizer's step"
+    if setting.optimizer == "muon":  # the rest's steps come first, and their gradients are dropped
+        for name, weight in found.items():
+            weight.grad = weight.grad if states.is_muons(name, weight.shape) else None
     resident.append(tape.hold(states.working(shapes, setting.optimizer, setting.device)))
     return _memory(
         ledger, TRAINING, setting.device, _training_lines(ledger, (count.total, numbers), setting),

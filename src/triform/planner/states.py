@@ -23,13 +23,14 @@ def kept(name: str, shape: tuple[int, ...], optimizer: OptimizerName) -> int:
             return 4 * (count // shape[-1] + count // shape[-2] if factored else count) + _COUNTER
         case "sgd":
             return 4 * count
-        case "muon" if _is_muons(name, shape):
+        case "muon" if is_muons(name, shape):
             return 4 * count
         case _:
             return 8 * count + _COUNTER
 
 
-def _is_muons(name: str, shape: tuple[int, ...]) -> bool:
+def is_muons(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon has this weight: a matrix of a layer."""
     return ".layers." in name and len(shape) == 2
 
 
@@ -50,7 +51,7 @@ def working(shapes: dict[str, tuple[int, ...]], optimizer: OptimizerName, device
             matrices = [prod(shape) for shape in shapes.values() if len(shape) > 1 or optimizer == "adafactor"]
             return 4 * (sum(matrices) if device == "cuda" else max(matrices, default=0))
         case "muon":
-            return max((_newton_schulz(*shape) for name, shape in shapes.items() if _is_muons(name, shape)), default=0)
+            return max((_newton_schulz(*shape) for name, shape in shapes.items() if is_muons(name, shape)), default=0)
 
 
 def _newton_schulz(rows: int, columns: int) -> int:
