@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .models import progress
+from .models import bar, progress
 
 if TYPE_CHECKING:
     from triform.planner import Candidate, Plan
@@ -171,7 +171,8 @@ def _fits(text: str, setting: dict[str, Any], as_json: bool) -> None:
     from triform.planner.describe import short
     from triform.planner.quantities import size
 
-    found = fits(size(text, "--fits"), **{name: value for name, value in setting.items() if name not in ("batch", "target")})
+    with bar("presets") as report:
+        found = fits(size(text, "--fits"), report=report, **{n: value for n, value in setting.items() if n not in ("batch", "target")})
     if as_json:
         print(json.dumps([asdict(fit) for fit in found], indent=2, ensure_ascii=False))
         return

@@ -20,7 +20,7 @@ def layers(model: config.Model, adapter: config.Adapter) -> dict[str, tuple[int,
 
 
 def _linear(model: config.Model) -> Shapes:
-    shapes = dict(parameters(model).tree.weights())
+    shapes = parameters(model).shapes
     found = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
     return {name: shape for name, shape in found.items() if name != "head" and not any(part in f"{name}." for part in _NOT_LINEAR)}
 
@@ -40,12 +40,12 @@ def whole(model: config.Model, adapter: config.Adapter) -> Shapes:
     parts = adapter.whole
     if parts is None:
         parts = tuple(n for n in ("head", "sentence_head") if not isinstance(getattr(model, n, None), config.LanguageModel | None))
-    return {name: shape for name, shape in parameters(model).tree.weights() if name.startswith(tuple(f"{part}." for part in parts))}
+    return {name: shape for name, shape in parameters(model).shapes.items() if name.startswith(tuple(f"{part}." for part in parts))}
 
 
 def trained(model: config.Model, adapter: config.Adapter | None) -> Shapes:
     """All weights that are trained, by name and shape."""
-    return dict(parameters(model).tree.weights()) if adapter is None else added(model, adapter) | whole(model, adapter)
+    return dict(parameters(model).shapes) if adapter is None else added(model, adapter) | whole(model, adapter)
 
 
 def in_4_bits(model: config.Model, adapter: config.Adapter | None) -> dict[str, int]:

@@ -69,7 +69,7 @@ def training(model: config.Model, setting: Setting) -> Memory:
     ledger, count = Ledger(), parameters(model)
     tape, adapter = Tape(ledger, WIDTHS[setting.precision], offload=setting.offload), setting.adapter
     shapes = adapters.trained(model, adapter)
-    every = dict(count.tree.weights()) | shapes
+    every = dict(count.shapes) | shapes
     found = weights(tape, every, 4, trained=shapes.keys(), packed=adapters.in_4_bits(model, adapter))
     numbers = sum(map(prod, shapes.values()))
     state = sum(states.kept(name, shape, setting.optimizer) for name, shape in shapes.items()) + states.fixed(setting.optimizer)
@@ -171,7 +171,7 @@ def inference(
     ledger, width = Ledger(), WIDTHS.get(dtype, 2)
     tape = Tape(ledger, width, recording=False)
     tape.working = "workspace"
-    shapes = dict(parameters(model).tree.weights())
+    shapes = parameters(model).shapes
     found = weights(tape, shapes, width)
     resident = [*_buffers(model, tape, width), tape.hold(_inputs(model, setting), "inputs")]
     Inference(model, setting, tape, found, first, capacity).run()

@@ -229,7 +229,7 @@ def _split(model: config.Model, setting: Setting, layout: Layout, flight: int) -
 def _largest_layer(model: config.Model) -> int:
     """Parameters of the largest layer, or of a table, which is gathered whole."""
     sizes: dict[str, int] = {}
-    for name, shape in parameters(model).tree.weights():
+    for name, shape in parameters(model).shapes.items():
         found = re.match(r"(.*\.layers\.\d+)\.", name)
         key = found[1] if found else name
         sizes[key] = sizes.get(key, 0) + math.prod(shape)

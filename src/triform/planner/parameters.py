@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from triform import config
@@ -58,21 +60,24 @@ class Count(NamedTuple):
     """total: shared weights once, fixed biases not at all. active: what one token passes.
 
     embedding: the tables of tokens, positions and segments. tree: a nameless part that
-    holds the model's.
+    holds the model's. shapes: of the weights, by full names, each shared one once.
     """
 
     total: int
     active: int
     embedding: int
     tree: Part
+    shapes: Mapping[str, tuple[int, ...]]
 
 
+@lru_cache(maxsize=64)
 def parameters(model: config.Model) -> Count:
     """The parameters of a model, counted as `triform.nn.build(model).parameters()` has them."""
     tree = _dual_encoder(model) if isinstance(model, config.DualEncoder) else _transformer(model)
     tables = (".input.token.", ".input.position", ".input.segment.")
-    embedding = sum(math.prod(shape) for name, shape in tree.weights() if any(table in name for table in tables))
-    return Count(tree.count, tree.active, embedding, tree)
+    shapes = MappingProxyType(dict(tree.weights()))
+    embedding = sum(math.prod(shape) for name, shape in shapes.items() if any(table in name for table in tables))
+    return Count(tree.count, tree.active, embedding, tree, shapes)
 
 
 def _weight(name: str, *shape: int) -> Part:

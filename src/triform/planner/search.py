@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -243,13 +243,16 @@ class Fit:
     context: dict[str, int]
 
 
-def fits(room: int, *, sequence: int = 1024, **setting: Any) -> list[Fit]:
+def fits(room: int, *, sequence: int = 1024, report: Callable[[int, int], None] | None = None, **setting: Any) -> list[Fit]:
     """Every preset of a language model that trains or runs in so many bytes, largest first.
 
-    Training is tried with the least recomputation first, then with 8-bit states. Raises ValueError where nothing fits.
+    Training is tried with the least recomputation first, then with 8-bit states. report: called with how many presets have been
+    looked at, of how many. Raises ValueError where nothing fits.
     """
-    found = []
-    for name in config.presets():
+    found, names = [], config.presets()
+    for number, name in enumerate(names):
+        if report is not None:
+            report(number, len(names))
         model = config.preset(name)
         if isinstance(model, config.DualEncoder) or not isinstance(model.last.input, config.Tokens):
             continue
