@@ -22,7 +22,7 @@ Say = Callable[[str, str, float], None]
 # What each part of a stage took when last measured, in seconds on two cores: how the bar shares out the time.
 PARTS: dict[str, dict[str, float]] = {
     "storyteller": {"storyteller": 105, "measure": 12},
-    "critic": {"pretrain": 105, "judge": 40, "without-pretraining": 40, "measure": 25},
+    "critic": {"pretrain": 150, "judge": 40, "without-pretraining": 40, "measure": 25},
     "translator": {"translator": 110, "measure": 12},
 }
 
